@@ -1,0 +1,10 @@
+//! The wire contracts: attributes and enums of every resource. No I/O, no SQL, no Kubernetes.
+//!
+//! * [`agent`], [`job`]: `/api/agent/v1`, our own protocol between agent and control plane.
+//! * [`iacp`]: `/api/iacp/v3`, the Scalr-compatible surface; the operator's language.
+//! * [`run_state`]: the run state machine, a pure function.
+
+pub mod agent;
+pub mod iacp;
+pub mod job;
+pub mod run_state;
