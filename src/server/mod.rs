@@ -1,1 +1,13 @@
-//! The control plane.
+//! The control plane: API, queue, state, logs, pages. Knows nothing of Kubernetes, the operator or the
+//! agent's program; they are its clients.
+
+pub mod api;
+pub mod app;
+pub mod auth;
+pub mod blobs;
+pub mod domain;
+pub mod error;
+pub mod sign;
+pub mod store;
+pub mod vault;
+pub mod wake;

@@ -1,0 +1,1 @@
+//! The HTTP surfaces over one store and one set of rules. Handlers are short, without SQL and rules.

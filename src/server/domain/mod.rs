@@ -1,0 +1,5 @@
+//! Every rule once: scope, in use, unique names, permissions, the life of runs. Handlers call these
+//! functions; SQL lies in `store`.
+
+pub mod access;
+pub mod model;
