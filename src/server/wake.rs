@@ -56,9 +56,10 @@ impl Wakes {
     ///
     /// # Errors
     /// Those of `look`.
-    pub async fn wait_for<T, E, F>(&self, topic: Topic, limit: Duration, mut look: F) -> Result<Option<T>, E>
+    pub async fn wait_for<T, E, F, R>(&self, topic: Topic, limit: Duration, mut look: F) -> Result<Option<T>, E>
     where
-        F: AsyncFnMut() -> Result<Option<T>, E>,
+        F: FnMut() -> R,
+        R: Future<Output = Result<Option<T>, E>>,
     {
         let notify = self.subscribe(topic);
         let deadline = Instant::now() + limit;
@@ -92,9 +93,9 @@ mod tests {
         let waiter = tokio::spawn({
             let (wakes, value) = (wakes.clone(), value.clone());
             async move {
-                let look = async || {
+                let look = || {
                     looked.send(()).unwrap();
-                    Ok::<_, ()>(Some(value.load(Ordering::SeqCst)).filter(|value| *value > 0))
+                    std::future::ready(Ok::<_, ()>(Some(value.load(Ordering::SeqCst)).filter(|value| *value > 0)))
                 };
                 wakes.wait_for(topic(), Duration::from_secs(60), look).await
             }
@@ -105,7 +106,7 @@ mod tests {
         value.store(5, Ordering::SeqCst);
         wakes.wake(&topic());
         assert_eq!(waiter.await.unwrap(), Ok(Some(5)));
-        let nothing = wakes.wait_for(topic(), Duration::ZERO, async || Ok::<Option<u32>, ()>(None)).await;
+        let nothing = wakes.wait_for(topic(), Duration::ZERO, || std::future::ready(Ok::<Option<u32>, ()>(None))).await;
         assert_eq!(nothing, Ok(None));
     }
 }
