@@ -1,0 +1,310 @@
+//! Turns a claimed job into a running, hardened container or process. The order of a job's calls:
+//!
+//! ```text
+//! Executor::connect → placement → JobDir::create → JobDir::unpack_configuration/unpack_plan/put_state
+//!   → prepare → start → wait (with signal, as often as wanted) → result::conclude → remove → JobDir::remove
+//! ```
+//!
+//! Every call may be repeated, by another process of the same agent too: names and labels of containers, and
+//! the files beside a job directory, are all there is to remember.
+
+mod docker;
+mod process;
+
+use std::{path::PathBuf, time::Duration};
+
+pub use docker::Docker;
+pub use process::Process;
+
+use super::{
+    engine::{self, Engines},
+    jobdir::{self, JobDir, Placement},
+    steps,
+};
+use crate::{
+    api::{
+        agent::{ExecutorKind, JobRef, reason},
+        job::{JobSpec, Limits},
+    },
+    ids::JobId,
+};
+
+/// How stages are run.
+#[derive(Debug)]
+pub enum Executor {
+    Docker(Docker),
+    /// No isolation: an explicit choice, or what is left without Docker.
+    Process(Process),
+}
+
+/// What the user asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// Docker when it answers, else Process with a warning.
+    #[default]
+    Auto,
+    Docker,
+    Process,
+}
+
+impl std::str::FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "docker" => Ok(Self::Docker),
+            "process" => Ok(Self::Process),
+            other => Err(format!("`{other}` is not an executor: auto, docker or process")),
+        }
+    }
+}
+
+/// What an agent's executor is set up with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub choice: Choice,
+    /// The agent's data directory; absolute.
+    pub data: PathBuf,
+    /// The agent's instance id: containers and processes labelled with another one are never touched.
+    pub instance: String,
+    /// Address of the Docker engine; absent: `unix:///var/run/docker.sock`.
+    pub docker_host: Option<String>,
+    /// Docker network of the run containers; absent: the engine's default bridge.
+    pub network: Option<String>,
+    /// Image for jobs that name none; absent: a minimal image made from this host's files.
+    pub default_image: Option<String>,
+    /// Used where a job sets no limit of its own.
+    pub limits: Limits,
+    /// Longest time for pulling an image.
+    pub pull_timeout: Duration,
+    /// Time between SIGINT and SIGKILL.
+    pub grace: Duration,
+    /// Where terraform and tofu are looked for.
+    pub engines: Engines,
+}
+
+impl Settings {
+    /// The defaults for an agent whose data is at `data`.
+    #[must_use]
+    pub fn new(data: PathBuf, instance: String) -> Self {
+        Self {
+            choice: Choice::default(),
+            data,
+            instance,
+            docker_host: None,
+            network: None,
+            default_image: None,
+            limits: Limits::default(),
+            pull_timeout: Duration::from_secs(600),
+            grace: Duration::from_secs(60),
+            engines: Engines::default(),
+        }
+    }
+}
+
+/// Result of [`Executor::connect`].
+#[derive(Debug)]
+pub struct Connected {
+    pub executor: Executor,
+    /// One plain sentence for the user when the executor is less than was hoped for.
+    pub warning: Option<String>,
+}
+
+/// What a job needs beside its directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Prepared {
+    /// The image to start; absent for Process.
+    pub image: Option<String>,
+    /// Digest of that image, for the run's record.
+    pub image_digest: Option<String>,
+    /// The engine on this host; absent: the image's own.
+    pub engine: Option<PathBuf>,
+}
+
+/// How a stage's container or process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// The runner wrote its result.
+    Result,
+    /// The container or process is gone, and there is no result.
+    Gone {
+        /// Exit code, or 128 + signal, where it is known.
+        code: Option<i64>,
+        /// Killed because it took more memory than its limit.
+        out_of_memory: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGINT to the engine; SIGKILL after the grace time.
+    Interrupt,
+    /// SIGKILL to everything that the stage started.
+    Kill,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("Docker does not answer at {host}; start it, name another address, or choose the process executor")]
+    NoDocker {
+        host: String,
+        #[source]
+        source: Box<bollard::errors::Error>,
+    },
+    #[error("the image {image} cannot be used: {detail}")]
+    Image { image: String, detail: String },
+    #[error("Docker could not {doing}")]
+    Docker {
+        doing: String,
+        #[source]
+        source: Box<bollard::errors::Error>,
+    },
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    #[error(transparent)]
+    JobDir(#[from] jobdir::Error),
+    #[error(transparent)]
+    Steps(#[from] steps::Error),
+    #[error("could not {doing}")]
+    Io {
+        doing: String,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// Value of [`crate::api::agent::FinishRequest::reason`] for a job that ended with this error.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Image { .. } => reason::IMAGE_UNAVAILABLE,
+            Self::Engine(_) => reason::ENGINE_UNAVAILABLE,
+            Self::JobDir(error) => error.reason(),
+            Self::Steps(_) => reason::BAD_CONFIGURATION,
+            Self::NoDocker { .. } | Self::Docker { .. } | Self::Refused(_) => reason::AGENT_ERROR,
+            Self::Io { source, .. } => jobdir::reason_of_io(source),
+        }
+    }
+}
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Executor {
+    /// Finds out how stages can be run on this host.
+    ///
+    /// # Errors
+    /// When Docker was asked for and does not answer, or the data directory cannot be used.
+    pub async fn connect(settings: Settings) -> Result<Connected> {
+        match settings.choice {
+            Choice::Process => Ok(Connected { executor: Self::Process(Process::new(settings).await?), warning: None }),
+            Choice::Docker => Ok(Connected { executor: Self::Docker(Docker::connect(settings).await?), warning: None }),
+            Choice::Auto => match Docker::connect(settings.clone()).await {
+                Ok(docker) => Ok(Connected { executor: Self::Docker(docker), warning: None }),
+                Err(error) => Ok(Connected {
+                    executor: Self::Process(Process::new(settings).await?),
+                    warning: Some(format!(
+                        "{error}. Runs are started as plain processes of this user, without isolation."
+                    )),
+                }),
+            },
+        }
+    }
+
+    #[must_use]
+    pub fn kind(&self) -> ExecutorKind {
+        match self {
+            Self::Docker(_) => ExecutorKind::Docker,
+            Self::Process(_) => ExecutorKind::Process,
+        }
+    }
+
+    /// Where this job's files must lie and who owns them: for [`JobDir::create`].
+    #[must_use]
+    pub fn placement(&self, spec: &JobSpec) -> Placement {
+        match self {
+            Self::Docker(docker) => docker.placement(spec),
+            Self::Process(_) => Placement { kind: ExecutorKind::Process, owner: None },
+        }
+    }
+
+    /// Has the image and the engine at hand. May take minutes when an image is pulled.
+    ///
+    /// # Errors
+    /// [`Error::Image`] and [`Error::Engine`] say what is missing and the mend.
+    pub async fn prepare(&self, spec: &JobSpec) -> Result<Prepared> {
+        match self {
+            Self::Docker(docker) => docker.prepare(spec).await,
+            Self::Process(process) => process.prepare(spec).await,
+        }
+    }
+
+    /// Writes the steps and starts the stage. Once started it is never started again, whatever became of it.
+    ///
+    /// # Errors
+    /// When it could not be started; nothing runs then.
+    pub async fn start(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
+        match self {
+            Self::Docker(docker) => docker.start(dir, spec, prepared).await,
+            Self::Process(process) => process.start(dir, spec, prepared).await,
+        }
+    }
+
+    /// Resolves when the result appears, or the container or process is gone. Cancel-safe.
+    ///
+    /// # Errors
+    /// When Docker cannot be asked any more; call it again later.
+    pub async fn wait(&self, dir: &JobDir, spec: &JobSpec) -> Result<Exit> {
+        match self {
+            Self::Docker(docker) => docker.wait(dir, spec).await,
+            Self::Process(process) => process.wait(dir, spec).await,
+        }
+    }
+
+    /// The stage's container or process exists and runs.
+    ///
+    /// # Errors
+    /// When Docker cannot be asked.
+    pub async fn is_alive(&self, dir: &JobDir, spec: &JobSpec) -> Result<bool> {
+        match self {
+            Self::Docker(docker) => docker.is_alive(dir, spec).await,
+            Self::Process(process) => process.is_alive(dir, spec).await,
+        }
+    }
+
+    /// Asks the stage to end, or ends it. Harmless when it has ended.
+    ///
+    /// # Errors
+    /// When the request could not be handed over.
+    pub async fn signal(&self, dir: &JobDir, spec: &JobSpec, signal: Signal) -> Result<()> {
+        match self {
+            Self::Docker(docker) => docker.signal(dir, spec, signal).await,
+            Self::Process(process) => process.signal(dir, spec, signal).await,
+        }
+    }
+
+    /// Kills what still runs of the stage and removes its container; the job directory stays. Harmless when repeated.
+    ///
+    /// # Errors
+    /// When Docker refuses or does not answer.
+    pub async fn remove(&self, dir: &JobDir, spec: &JobSpec) -> Result<()> {
+        match self {
+            Self::Docker(docker) => docker.remove(dir, spec).await,
+            Self::Process(process) => process.remove(dir, spec).await,
+        }
+    }
+
+    /// Removes this agent's containers and processes of all jobs but those in `keep`; says whose they were.
+    ///
+    /// # Errors
+    /// When Docker refuses or does not answer.
+    pub async fn sweep(&self, keep: &[JobRef]) -> Result<Vec<JobId>> {
+        match self {
+            Self::Docker(docker) => docker.sweep(keep).await,
+            Self::Process(process) => process.sweep(keep).await,
+        }
+    }
+}
