@@ -1,1 +1,242 @@
-//! jobs
+//! The queue: jobs that wait or run. History lies in a table of its own and is never scanned to claim.
+
+use sqlx::{AnyConnection, Row, any::AnyRow};
+
+use super::{Result, rows::Columns};
+use crate::{
+    api::job::Stage,
+    ids::{AgentId, JobId, PoolId, RunId},
+    server::domain::model::Job,
+};
+
+/// A row of the history: what became of one epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    pub job_id: JobId,
+    pub epoch: i64,
+    pub run_id: RunId,
+    pub stage_id: String,
+    pub agent_id: Option<AgentId>,
+    /// finished, errored, canceled, lost, abandoned
+    pub outcome: &'static str,
+    /// The agent's result as JSON, for `finished`, `errored` and `canceled`.
+    pub result: Option<String>,
+    pub claimed_at: Option<i64>,
+    pub ended_at: i64,
+}
+
+fn job(row: &AnyRow) -> Result<Job> {
+    Ok(Job {
+        id: row.id("id")?,
+        run_id: row.id("run_id")?,
+        stage_id: row.text("stage_id")?,
+        kind: row.word("kind", super::rows::stage)?,
+        pool_id: row.id("pool_id")?,
+        claimed: row.text("state")? == "claimed",
+        priority: row.int("priority")?,
+        sequence: row.int("sequence")?,
+        epoch: row.int("epoch")?,
+        agent_id: row.opt_id("agent_id")?,
+        claim_id: row.opt_text("claim_id")?,
+        started: row.flag("started")?,
+        lease_until: row.opt_int("lease_until")?,
+        queued_at: row.int("queued_at")?,
+        claimed_at: row.opt_int("claimed_at")?,
+    })
+}
+
+/// Puts a job into the queue.
+pub async fn insert(connection: &mut AnyConnection, job: &Job) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO jobs (id, run_id, stage_id, kind, pool_id, state, priority, sequence, epoch, started, queued_at) \
+         VALUES ($1, $2, $3, $4, $5, 'queued', $6, $7, $8, 0, $9)",
+    )
+    .bind(job.id.as_str())
+    .bind(job.run_id.as_str())
+    .bind(&job.stage_id)
+    .bind(job.kind.as_str())
+    .bind(job.pool_id.as_str())
+    .bind(job.priority)
+    .bind(job.sequence)
+    .bind(job.epoch)
+    .bind(job.queued_at)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Gives the first queued job of the pool to the agent, with a new epoch.
+///
+/// Safe by construction: the outer condition is checked again under the row's lock.
+pub async fn claim(
+    connection: &mut AnyConnection,
+    pool: &PoolId,
+    agent: &AgentId,
+    claim_id: &str,
+    stages: (bool, bool),
+    now: i64,
+    lease_until: i64,
+) -> Result<Option<Job>> {
+    let (plans, applies) = stages;
+    let row = sqlx::query(
+        "UPDATE jobs SET state = 'claimed', epoch = epoch + 1, agent_id = $1, claim_id = $2, claimed_at = $3, \
+         lease_until = $4, started = 0 WHERE id = (SELECT id FROM jobs WHERE pool_id = $5 AND state = 'queued' \
+         AND ((kind = 'plan' AND $6 = 1) OR (kind = 'apply' AND $7 = 1)) ORDER BY priority, sequence LIMIT 1) \
+         AND state = 'queued' RETURNING *",
+    )
+    .bind(agent.as_str())
+    .bind(claim_id)
+    .bind(now)
+    .bind(lease_until)
+    .bind(pool.as_str())
+    .bind(i64::from(plans))
+    .bind(i64::from(applies))
+    .fetch_optional(connection)
+    .await?;
+    row.as_ref().map(job).transpose()
+}
+
+/// Whether the pool has a queued job: a cheap look before a claim opens a write transaction.
+pub async fn any_queued(connection: &mut AnyConnection, pool: &PoolId) -> Result<bool> {
+    let row = sqlx::query("SELECT 1 AS found FROM jobs WHERE pool_id = $1 AND state = 'queued' LIMIT 1")
+        .bind(pool.as_str())
+        .fetch_optional(connection)
+        .await?;
+    Ok(row.is_some())
+}
+
+pub async fn by_claim(connection: &mut AnyConnection, agent: &AgentId, claim_id: &str) -> Result<Option<Job>> {
+    let row = sqlx::query("SELECT * FROM jobs WHERE agent_id = $1 AND claim_id = $2 AND state = 'claimed'")
+        .bind(agent.as_str())
+        .bind(claim_id)
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(job).transpose()
+}
+
+pub async fn get(connection: &mut AnyConnection, id: &JobId) -> Result<Option<Job>> {
+    let row = sqlx::query("SELECT * FROM jobs WHERE id = $1").bind(id.as_str()).fetch_optional(connection).await?;
+    row.as_ref().map(job).transpose()
+}
+
+pub async fn of_run(connection: &mut AnyConnection, run: &RunId) -> Result<Vec<Job>> {
+    let rows = sqlx::query("SELECT * FROM jobs WHERE run_id = $1").bind(run.as_str()).fetch_all(connection).await?;
+    rows.iter().map(job).collect()
+}
+
+/// Jobs that an agent holds.
+pub async fn of_agent(connection: &mut AnyConnection, agent: &AgentId) -> Result<Vec<Job>> {
+    let rows = sqlx::query("SELECT * FROM jobs WHERE agent_id = $1 AND state = 'claimed' ORDER BY claimed_at")
+        .bind(agent.as_str())
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(job).collect()
+}
+
+/// Jobs whose lease is over.
+pub async fn expired(connection: &mut AnyConnection, now: i64) -> Result<Vec<Job>> {
+    let rows = sqlx::query("SELECT * FROM jobs WHERE state = 'claimed' AND lease_until <= $1 ORDER BY lease_until")
+        .bind(now)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(job).collect()
+}
+
+/// Extends the lease of a job that the agent holds with this epoch; says whether it does.
+pub async fn renew(
+    connection: &mut AnyConnection,
+    id: &JobId,
+    epoch: i64,
+    agent: &AgentId,
+    lease_until: i64,
+) -> Result<bool> {
+    let done = sqlx::query(
+        "UPDATE jobs SET lease_until = $4 WHERE id = $1 AND epoch = $2 AND agent_id = $3 AND state = 'claimed'",
+    )
+    .bind(id.as_str())
+    .bind(epoch)
+    .bind(agent.as_str())
+    .bind(lease_until)
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+pub async fn set_started(connection: &mut AnyConnection, id: &JobId) -> Result<()> {
+    sqlx::query("UPDATE jobs SET started = 1 WHERE id = $1").bind(id.as_str()).execute(connection).await?;
+    Ok(())
+}
+
+/// Puts a claimed job back into the queue; the next claim raises the epoch.
+pub async fn requeue(connection: &mut AnyConnection, id: &JobId, now: i64) -> Result<()> {
+    sqlx::query(
+        "UPDATE jobs SET state = 'queued', agent_id = NULL, claim_id = NULL, lease_until = NULL, claimed_at = NULL, \
+         started = 0, queued_at = $2 WHERE id = $1",
+    )
+    .bind(id.as_str())
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Takes a job out of the queue for good.
+pub async fn delete(connection: &mut AnyConnection, id: &JobId) -> Result<()> {
+    sqlx::query("DELETE FROM jobs WHERE id = $1").bind(id.as_str()).execute(connection).await?;
+    Ok(())
+}
+
+pub async fn insert_ended(connection: &mut AnyConnection, ended: &Ended) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO job_history (job_id, epoch, run_id, stage_id, agent_id, outcome, result, claimed_at, ended_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(ended.job_id.as_str())
+    .bind(ended.epoch)
+    .bind(ended.run_id.as_str())
+    .bind(&ended.stage_id)
+    .bind(ended.agent_id.as_ref().map(AgentId::as_str))
+    .bind(ended.outcome)
+    .bind(ended.result.as_deref())
+    .bind(ended.claimed_at)
+    .bind(ended.ended_at)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The result that an agent reported for (job, epoch), when it ended that way.
+pub async fn ended_result(
+    connection: &mut AnyConnection,
+    id: &JobId,
+    epoch: i64,
+    agent: &AgentId,
+) -> Result<Option<String>> {
+    let row = sqlx::query("SELECT result FROM job_history WHERE job_id = $1 AND epoch = $2 AND agent_id = $3")
+        .bind(id.as_str())
+        .bind(epoch)
+        .bind(agent.as_str())
+        .fetch_optional(connection)
+        .await?;
+    Ok(row.map(|row| row.try_get("result")).transpose()?.flatten())
+}
+
+/// Queued jobs of a pool, and since when the oldest waits.
+pub async fn depth(connection: &mut AnyConnection, pool: &PoolId) -> Result<(i64, Option<i64>)> {
+    let row =
+        sqlx::query("SELECT COUNT(*) AS n, MIN(queued_at) AS oldest FROM jobs WHERE pool_id = $1 AND state = 'queued'")
+            .bind(pool.as_str())
+            .fetch_one(connection)
+            .await?;
+    Ok((row.try_get("n")?, row.try_get("oldest")?))
+}
+
+/// What the priority of a job is: apply before plan before speculative plan.
+#[must_use]
+pub fn priority(stage: Stage, plan_only: bool) -> i64 {
+    match (stage, plan_only) {
+        (Stage::Apply, _) => 0,
+        (Stage::Plan, false) => 1,
+        (Stage::Plan, true) => 2,
+    }
+}

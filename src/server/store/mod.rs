@@ -15,6 +15,7 @@ use sqlx::{
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 pub mod agents;
+pub mod artifacts;
 pub mod jobs;
 pub mod logs;
 pub mod rows;

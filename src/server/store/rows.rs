@@ -3,9 +3,9 @@
 use sqlx::{Row, any::AnyRow};
 
 use super::{Error, Result};
+use crate::api::job::{EngineKind, Stage};
 
 /// Reads typed columns by name.
-#[expect(dead_code, reason = "aggregates to come use all of them")]
 pub(super) trait Columns {
     fn text(&self, column: &str) -> Result<String>;
     fn opt_text(&self, column: &str) -> Result<Option<String>>;
@@ -67,4 +67,14 @@ impl Columns for AnyRow {
     fn opt_bytes(&self, column: &str) -> Result<Option<Vec<u8>>> {
         Ok(self.try_get(column)?)
     }
+}
+
+/// The engine of that name.
+pub(in crate::server) fn engine(text: &str) -> Option<EngineKind> {
+    [EngineKind::Terraform, EngineKind::OpenTofu].into_iter().find(|kind| kind.as_str() == text)
+}
+
+/// The stage of that name.
+pub(super) fn stage(text: &str) -> Option<Stage> {
+    [Stage::Plan, Stage::Apply].into_iter().find(|stage| stage.as_str() == text)
 }
