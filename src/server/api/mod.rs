@@ -1,1 +1,3 @@
 //! The HTTP surfaces over one store and one set of rules. Handlers are short, without SQL and rules.
+
+pub mod iacp;

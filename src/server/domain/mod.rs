@@ -2,4 +2,8 @@
 //! functions; SQL lies in `store`.
 
 pub mod access;
+pub mod environments;
+pub mod links;
 pub mod model;
+pub mod pools;
+pub mod tokens;

@@ -14,10 +14,14 @@ use sqlx::{
 };
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+pub mod accounts;
 pub mod agents;
 pub mod artifacts;
+pub mod environments;
 pub mod jobs;
+pub mod lists;
 pub mod logs;
+pub mod pools;
 pub mod rows;
 pub mod runs;
 pub mod tokens;

@@ -1,0 +1,1 @@
+//! Which workspace runs on which pool by its own link.
