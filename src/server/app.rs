@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{blobs::Blobs, sign::Signer, store::Store, vault::Vault, wake::Wakes};
+use super::{blobs::Blobs, metrics::Metrics, sign::Signer, store::Store, vault::Vault, wake::Wakes};
 use crate::clock::Clock;
 
 /// Shared by all requests; cheap to clone.
@@ -16,6 +16,7 @@ pub struct AppState {
     pub signer: Signer,
     pub clock: Clock,
     pub policy: Policy,
+    pub metrics: Metrics,
     /// `https://terrapool.example.com`, when configured; otherwise what the request was sent to.
     pub public_url: Option<String>,
     /// Cancelled when the server stops: ends long polls.

@@ -1,9 +1,12 @@
 //! Agent pools: which pool runs a workspace, and what may be done to a pool.
 
+use std::time::Duration;
+
 use sqlx::AnyConnection;
 
-use super::model::{Pool, Workspace};
+use super::model::{Agent, Pool, Workspace};
 use crate::{
+    api::iacp::AgentCounts,
     ids::{AccountId, EnvironmentId, PoolId},
     server::{
         error::{Error, Result},
@@ -75,6 +78,55 @@ pub async fn find(connection: &mut AnyConnection, account: &AccountId, id: &str)
     let missing = || Error::not_found(CLASS, id);
     let parsed: PoolId = id.parse().map_err(|_| missing())?;
     get(connection, &parsed).await?.filter(|pool| pool.account_id == *account).ok_or_else(missing)
+}
+
+fn status(agent: &Agent, now: i64, offline_after: Duration) -> &str {
+    let silent = now - agent.last_seen_at;
+    if silent >= i64::try_from(offline_after.as_millis()).unwrap_or(i64::MAX) {
+        "offline"
+    } else {
+        &agent.reported_status
+    }
+}
+
+/// What waits for a pool, and who is there to do it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Load {
+    pub pool: PoolId,
+    pub name: String,
+    /// Queued jobs by priority: apply, plan, speculative plan.
+    pub queued: [i64; 3],
+    pub oldest_queued_at: Option<i64>,
+    pub agents: AgentCounts,
+}
+
+/// The load of every pool, by name.
+///
+/// # Errors
+/// When the database fails.
+pub async fn loads(connection: &mut AnyConnection, now: i64, offline_after: Duration) -> Result<Vec<Load>> {
+    let mut loads: Vec<Load> = store::pools::names(connection)
+        .await?
+        .into_iter()
+        .map(|(pool, name)| Load { pool, name, queued: [0; 3], oldest_queued_at: None, agents: AgentCounts::default() })
+        .collect();
+    for queued in store::pools::queued(connection).await? {
+        let Some(load) = loads.iter_mut().find(|load| load.pool == queued.pool_id) else { continue };
+        let slot = usize::try_from(queued.priority).unwrap_or_default().min(load.queued.len() - 1);
+        load.queued[slot] += queued.count;
+        load.oldest_queued_at = load.oldest_queued_at.into_iter().chain([queued.oldest]).min();
+    }
+    for agent in store::agents::all(connection).await? {
+        let Some(load) = loads.iter_mut().find(|load| load.pool == agent.pool_id) else { continue };
+        let count = match status(&agent, now, offline_after) {
+            "offline" => &mut load.agents.offline,
+            "errored" => &mut load.agents.errored,
+            "busy" => &mut load.agents.busy,
+            _ => &mut load.agents.idle,
+        };
+        *count += 1;
+    }
+    Ok(loads)
 }
 
 #[cfg(test)]

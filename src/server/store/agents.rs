@@ -89,6 +89,12 @@ pub async fn of_pool(connection: &mut AnyConnection, pool: &PoolId) -> Result<Ve
     rows.iter().map(agent).collect()
 }
 
+/// Agents of all pools, by name.
+pub async fn all(connection: &mut AnyConnection) -> Result<Vec<Agent>> {
+    let rows = sqlx::query("SELECT * FROM agents ORDER BY name, id").fetch_all(connection).await?;
+    rows.iter().map(agent).collect()
+}
+
 /// Writes down what a heartbeat says.
 pub async fn seen(
     connection: &mut AnyConnection,

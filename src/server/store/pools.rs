@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{AnyConnection, Row, any::AnyRow};
+use sqlx::{AnyConnection, any::AnyRow};
 
 use super::{Error, Result, rows::Columns};
 use crate::{
@@ -165,16 +165,47 @@ pub async fn default_of(connection: &mut AnyConnection, id: &PoolId) -> Result<V
     rows.iter().map(|row| row.id("id")).collect()
 }
 
-/// Jobs of the pool that wait for an agent or run on one: (waiting, running).
-pub async fn jobs(connection: &mut AnyConnection, id: &PoolId) -> Result<(i64, i64)> {
-    let rows = sqlx::query("SELECT state, COUNT(*) FROM jobs WHERE pool_id = $1 GROUP BY state")
+/// Queued jobs of one pool and priority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queued {
+    pub pool_id: PoolId,
+    pub priority: i64,
+    pub count: i64,
+    /// When the first of them was queued.
+    pub oldest: i64,
+}
+
+/// What waits in the queue, by pool and priority.
+pub async fn queued(connection: &mut AnyConnection) -> Result<Vec<Queued>> {
+    let rows = sqlx::query(
+        "SELECT pool_id, priority, COUNT(*) AS n, MIN(queued_at) AS oldest FROM jobs WHERE state = 'queued' \
+         GROUP BY pool_id, priority",
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Queued {
+                pool_id: row.id("pool_id")?,
+                priority: row.int("priority")?,
+                count: row.int("n")?,
+                oldest: row.int("oldest")?,
+            })
+        })
+        .collect()
+}
+
+/// Jobs of the pool, waiting or running.
+pub async fn count_jobs(connection: &mut AnyConnection, id: &PoolId) -> Result<i64> {
+    let row = sqlx::query("SELECT COUNT(*) AS n FROM jobs WHERE pool_id = $1")
         .bind(id.as_str())
-        .fetch_all(connection)
+        .fetch_one(connection)
         .await?;
-    let mut counts = (0, 0);
-    for row in &rows {
-        let count: i64 = row.try_get(1)?;
-        if row.text("state")? == "queued" { counts.0 = count } else { counts.1 = count }
-    }
-    Ok(counts)
+    row.int("n")
+}
+
+/// Every pool's id and name, by name.
+pub async fn names(connection: &mut AnyConnection) -> Result<Vec<(PoolId, String)>> {
+    let rows = sqlx::query("SELECT id, name FROM pools ORDER BY name, id").fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((row.id("id")?, row.text("name")?))).collect()
 }
