@@ -2,8 +2,11 @@
 //! functions; SQL lies in `store`.
 
 pub mod access;
+pub mod configurations;
 pub mod environments;
 pub mod links;
 pub mod model;
 pub mod pools;
+pub mod states;
 pub mod tokens;
+pub mod variables;

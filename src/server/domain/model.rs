@@ -420,3 +420,14 @@ pub struct StateVersion {
     pub created_by: Option<UserId>,
     pub created_at: i64,
 }
+
+/// An output of a state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StateOutput {
+    pub name: String,
+    pub sensitive: bool,
+    /// The engine's own notation: `"string"`, `["list", "string"]`, …
+    #[serde(rename = "type")]
+    pub detailed_type: serde_json::Value,
+    pub value: serde_json::Value,
+}

@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 pub mod accounts;
 pub mod agents;
 pub mod artifacts;
+pub mod configurations;
 pub mod environments;
 pub mod jobs;
 pub mod lists;
@@ -24,7 +25,10 @@ pub mod logs;
 pub mod pools;
 pub mod rows;
 pub mod runs;
+pub mod states;
 pub mod tokens;
+pub mod variables;
+pub mod workspaces;
 
 /// Connections for reading; SQLite's readers never block the writer in WAL mode.
 const READERS: u32 = 8;
