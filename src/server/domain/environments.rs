@@ -2,7 +2,7 @@
 
 use sqlx::AnyConnection;
 
-use super::model::Environment;
+use super::{model::Environment, pools};
 use crate::{
     ids::{AccountId, EnvironmentId},
     server::{
@@ -63,12 +63,77 @@ pub async fn create(connection: &mut AnyConnection, account: &AccountId, name: &
     Ok(environment)
 }
 
+/// What a client changes; `None` leaves what there is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    pub name: Option<String>,
+    /// The id of the new default pool, or `Some(None)` for none.
+    pub default_pool: Option<Option<String>>,
+}
+
+/// Changes an environment.
+///
+/// # Errors
+/// 422 for a name or pool that cannot be, 404 for an unknown pool.
+pub async fn update(
+    connection: &mut AnyConnection,
+    mut environment: Environment,
+    change: Change,
+) -> Result<Environment> {
+    const RELATION: &str = "default-workspace-agent-pool";
+    if let Some(name) = change.name.filter(|name| *name != environment.name) {
+        check_name(&name)?;
+        if by_name(connection, &environment.account_id, &name).await?.is_some() {
+            return Err(name_taken(&name));
+        }
+        environment.name = name;
+    }
+    match change.default_pool {
+        None => {}
+        Some(None) => environment.default_pool_id = None,
+        Some(Some(id)) => {
+            let unknown = |_| Error::missing_relation(RELATION, pools::CLASS, &id);
+            let pool = pools::find(connection, &environment.account_id, &id).await.map_err(unknown)?;
+            if !pools::may_serve(&pool, &environment.id) {
+                let detail = format!("The agent pool `{}` does not serve this environment.", pool.name);
+                return Err(Error::Relationship { name: RELATION, detail, missing: false });
+            }
+            environment.default_pool_id = Some(pool.id);
+        }
+    }
+    store::environments::update(connection, &environment).await?;
+    Ok(environment)
+}
+
+/// Deletes an environment, and with it the pools that belong to it alone.
+///
+/// # Errors
+/// 409 while it has workspaces.
+pub async fn delete(connection: &mut AnyConnection, mut environment: Environment) -> Result<()> {
+    let workspaces = store::environments::count_workspaces(connection, &environment.id).await?;
+    if workspaces > 0 {
+        return Err(Error::Conflict(format!(
+            "The environment `{}` cannot be deleted: it has {workspaces} workspaces. Delete or move them first.",
+            environment.name
+        )));
+    }
+    // its default may be one of the pools that go with it
+    environment.default_pool_id = None;
+    store::environments::update(connection, &environment).await?;
+    for pool in store::pools::of_account(connection, &environment.account_id).await? {
+        if pool.environment_id.as_ref() == Some(&environment.id) {
+            pools::delete(connection, &pool).await?;
+        }
+    }
+    Ok(store::environments::delete(connection, &environment.id).await?)
+}
+
 fn name_taken(name: &str) -> Error {
     Error::attribute("name", format!("Name has already been taken: the account has an environment `{name}`."))
 }
 
 /// The name is part of addresses and of users' `cloud` blocks.
-pub(super) fn check_name(name: &str) -> Result<()> {
+fn check_name(name: &str) -> Result<()> {
     if name.is_empty() {
         return Err(Error::attribute("name", "Name cannot be empty."));
     }

@@ -1,1 +1,99 @@
-//! Which workspace runs on which pool by its own link.
+//! Which workspace runs on which pool by its own link. A link is only made to a pool that may serve the
+//! workspace's environment.
+
+use sqlx::AnyConnection;
+
+use super::{model::Pool, pools};
+use crate::{
+    ids::{AccountId, WorkspaceId},
+    server::{
+        error::{Error, Result},
+        store::{self, links::Linkable},
+    },
+};
+
+/// The relationship of a workspace that names its pool.
+pub const RELATION: &str = "agent-pool";
+
+/// Links `workspace` to the pool with the id `pool`, or with `None` to no pool. Says whether that changed
+/// anything: then [`super::runs::advance`] has to look at the workspace's waiting runs.
+///
+/// # Errors
+/// 404 for an unknown pool, 422 for one that may not serve the workspace's environment.
+pub async fn set(
+    connection: &mut AnyConnection,
+    account: &AccountId,
+    workspace: &WorkspaceId,
+    pool: Option<&str>,
+    now: i64,
+) -> Result<bool> {
+    let workspace = find(connection, account, workspace.as_str())
+        .await?
+        .ok_or_else(|| Error::not_found("Workspace", workspace.as_str()))?;
+    let pool = match pool {
+        None => None,
+        Some(id) => {
+            let unknown = |_| Error::missing_relation(RELATION, pools::CLASS, id);
+            let pool = pools::find(connection, account, id).await.map_err(unknown)?;
+            check(&pool, &workspace, RELATION)?;
+            Some(pool.id)
+        }
+    };
+    if workspace.pool_id == pool {
+        return Ok(false);
+    }
+    store::links::set(connection, &workspace.id, pool.as_ref(), now).await?;
+    Ok(true)
+}
+
+/// Makes `workspaces` the ones that are linked to `pool`, and no others; returns those that changed.
+///
+/// # Errors
+/// 404 for an unknown workspace, 422 for one that the pool may not serve.
+pub(super) async fn replace(
+    connection: &mut AnyConnection,
+    pool: &Pool,
+    workspaces: &[String],
+    now: i64,
+) -> Result<Vec<WorkspaceId>> {
+    const NAME: &str = "workspaces";
+    let mut changed = Vec::new();
+    for linked in store::pools::linked(connection, &pool.id).await? {
+        if !workspaces.iter().any(|id| id == linked.id.as_str()) {
+            store::links::set(connection, &linked.id, None, now).await?;
+            changed.push(linked.id);
+        }
+    }
+    for id in workspaces {
+        let found = find(connection, &pool.account_id, id).await?;
+        let workspace = found.ok_or_else(|| pools::missing_relations(NAME, id))?;
+        check(pool, &workspace, NAME)?;
+        if workspace.pool_id.as_ref() != Some(&pool.id) {
+            store::links::set(connection, &workspace.id, Some(&pool.id), now).await?;
+            changed.push(workspace.id);
+        }
+    }
+    Ok(changed)
+}
+
+async fn find(connection: &mut AnyConnection, account: &AccountId, id: &str) -> Result<Option<Linkable>> {
+    let Ok(id) = id.parse() else { return Ok(None) };
+    Ok(store::links::workspace(connection, &id).await?.filter(|workspace| workspace.account_id == *account))
+}
+
+fn check(pool: &Pool, workspace: &Linkable, relation: &'static str) -> Result<()> {
+    if pools::may_serve(pool, &workspace.environment_id) {
+        return Ok(());
+    }
+    let Linkable { name, environment, .. } = workspace;
+    let why = if pool.environment_id.is_some() {
+        "it belongs to another environment".to_owned()
+    } else {
+        format!("it is not shared, and `{environment}` is not among its environments")
+    };
+    Err(Error::Relationship {
+        name: relation,
+        detail: format!("The agent pool `{}` cannot run workspace `{environment}/{name}`: {why}.", pool.name),
+        missing: false,
+    })
+}

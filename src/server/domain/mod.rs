@@ -7,6 +7,7 @@ pub mod environments;
 pub mod links;
 pub mod model;
 pub mod pools;
+pub mod run_settings;
 pub mod states;
 pub mod tokens;
 pub mod variables;

@@ -20,6 +20,7 @@ pub mod artifacts;
 pub mod configurations;
 pub mod environments;
 pub mod jobs;
+pub mod links;
 pub mod lists;
 pub mod logs;
 pub mod pools;

@@ -67,6 +67,26 @@ pub async fn of_pool(connection: &mut AnyConnection, pool_id: &PoolId) -> Result
     rows.iter().map(token).collect()
 }
 
+/// A user's own tokens, oldest first.
+pub async fn of_user(connection: &mut AnyConnection, user_id: &UserId) -> Result<Vec<Token>> {
+    let rows = sqlx::query("SELECT * FROM tokens WHERE user_id = $1 AND kind = 'user' ORDER BY created_at, id")
+        .bind(user_id.as_str())
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(token).collect()
+}
+
+/// Writes name and description.
+pub async fn rename(connection: &mut AnyConnection, token: &Token) -> Result<()> {
+    sqlx::query("UPDATE tokens SET name = $1, description = $2 WHERE id = $3")
+        .bind(token.name.as_deref())
+        .bind(token.description.as_deref())
+        .bind(token.id.as_str())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 /// Writes down that the token was used.
 pub async fn touch(connection: &mut AnyConnection, id: &TokenId, now: i64) -> Result<()> {
     sqlx::query("UPDATE tokens SET last_used_at = $1 WHERE id = $2")

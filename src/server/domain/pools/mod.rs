@@ -14,6 +14,10 @@ use crate::{
     },
 };
 
+mod change;
+
+pub use change::{Change, Changed, create, delete, update};
+
 /// The class in error texts.
 pub const CLASS: &str = "AgentPool";
 
@@ -127,6 +131,13 @@ pub async fn loads(connection: &mut AnyConnection, now: i64, offline_after: Dura
         *count += 1;
     }
     Ok(loads)
+}
+
+/// A member of a to-many relationship that is not there.
+#[must_use]
+pub fn missing_relations(name: &'static str, id: &str) -> Error {
+    let detail = format!("Relationship '{name}' with ID '{id}' not found or user unauthorized.");
+    Error::Relationship { name, detail, missing: true }
 }
 
 #[cfg(test)]

@@ -1,0 +1,206 @@
+//! What a pool's administrator may set for its runs. Pure.
+
+use crate::{
+    api::iacp::RunSettings,
+    server::error::{Error, Result},
+};
+
+/// Docker refuses less.
+const MIN_MEMORY_BYTES: i64 = 6 << 20;
+const MIN_CPU_MILLIS: i64 = 10;
+/// A stage that takes longer than a week is forgotten, not slow.
+const MAX_TIMEOUT_SECONDS: u64 = 7 * 24 * 3600;
+/// Longest image reference; registries refuse longer names.
+const MAX_REFERENCE: usize = 512;
+
+/// Checks every member.
+///
+/// # Errors
+/// [`Error::Attribute`] at the first member that cannot be used.
+pub fn check(settings: &RunSettings) -> Result<()> {
+    // destructured in full: a new member must be thought about here
+    let RunSettings {
+        image,
+        allowed_images,
+        run_as_root: _,
+        env,
+        memory_bytes,
+        cpu_millis,
+        plan_timeout_seconds,
+        apply_timeout_seconds,
+    } = settings;
+    let wrong = |member: String, detail: String| Err(Error::attribute(format!("run-settings/{member}"), detail));
+    if let Some(image) = image.as_ref().filter(|image| !is_image(image)) {
+        return wrong("image".to_owned(), format!("`{image}` is not an image reference, as `registry/name:tag`."));
+    }
+    for (index, pattern) in allowed_images.iter().enumerate() {
+        if !is_pattern(pattern) {
+            let detail = format!("`{pattern}` is neither an image reference nor the start of one with `*` at its end.");
+            return wrong(format!("allowed-images/{index}"), detail);
+        }
+    }
+    for (name, value) in env {
+        if !is_variable(name) || value.contains('\0') {
+            return wrong("env".to_owned(), format!("`{name}` cannot be the name of an environment variable."));
+        }
+    }
+    if memory_bytes.is_some_and(|bytes| bytes < MIN_MEMORY_BYTES) {
+        return wrong("memory-bytes".to_owned(), format!("The least is {MIN_MEMORY_BYTES} bytes."));
+    }
+    if cpu_millis.is_some_and(|millis| millis < MIN_CPU_MILLIS) {
+        return wrong("cpu-millis".to_owned(), format!("The least is {MIN_CPU_MILLIS} thousandths of a CPU."));
+    }
+    let timeouts = [("plan-timeout-seconds", plan_timeout_seconds), ("apply-timeout-seconds", apply_timeout_seconds)];
+    for (member, timeout) in timeouts {
+        if timeout.is_some_and(|seconds| !(1..=MAX_TIMEOUT_SECONDS).contains(&seconds)) {
+            return wrong(member.to_owned(), format!("Must lie between 1 and {MAX_TIMEOUT_SECONDS} seconds."));
+        }
+    }
+    Ok(())
+}
+
+fn is_variable(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// The start of a reference, then `*`; or a whole one.
+fn is_pattern(pattern: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(start) => start.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:@".contains(&b)),
+        None => is_image(pattern),
+    }
+}
+
+/// `[host[:port]/]path[:tag][@algorithm:digest]`, as the OCI distribution rules and Docker read it.
+#[must_use]
+pub fn is_image(reference: &str) -> bool {
+    if reference.len() > MAX_REFERENCE {
+        return false;
+    }
+    let (rest, digest) = match reference.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest)),
+        None => (reference, None),
+    };
+    if !digest.is_none_or(is_digest) {
+        return false;
+    }
+    // a colon after the last slash starts a tag; one before it, a port
+    let (name, tag) = match rest.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (rest, None),
+    };
+    if !tag.is_none_or(is_tag) {
+        return false;
+    }
+    let mut parts = name.split('/').peekable();
+    if name.contains('/') && parts.peek().is_some_and(|host| is_host(host)) {
+        parts.next();
+    }
+    parts.all(is_component)
+}
+
+fn is_digest(digest: &str) -> bool {
+    digest.split_once(':').is_some_and(|(algorithm, hash)| {
+        let length = match algorithm {
+            "sha256" => 64,
+            "sha512" => 128,
+            _ => return false,
+        };
+        hash.len() == length && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    })
+}
+
+fn is_tag(tag: &str) -> bool {
+    (1..=128).contains(&tag.len())
+        && !tag.starts_with(['.', '-'])
+        && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+fn is_host(part: &str) -> bool {
+    let (host, port) = part.split_once(':').map_or((part, None), |(host, port)| (host, Some(port)));
+    let named = host == "localhost" || host.contains('.') || port.is_some();
+    named
+        && !host.is_empty()
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b))
+        && port.is_none_or(|port| port.parse::<u16>().is_ok())
+}
+
+fn is_component(part: &str) -> bool {
+    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    part.starts_with(edge)
+        && part.ends_with(edge)
+        && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_references_are_told_from_other_text() {
+        let digest = format!("alpine@sha256:{}", "a".repeat(64));
+        let good = [
+            "alpine",
+            "alpine:3.20",
+            "library/alpine",
+            "docker.io/hashicorp/terraform:1.11.4",
+            "localhost:5000/x",
+            "registry.example.com:5000/team/tools_a:V1",
+            &digest,
+        ];
+        for image in good {
+            assert!(is_image(image), "{image}");
+        }
+        let bad = [
+            "",
+            " ",
+            "Alpine",
+            "alpine:",
+            "alpine:-x",
+            "a//b",
+            "/a",
+            "a/",
+            "host:port/x",
+            "a b",
+            "a@sha256:12",
+            "--privileged",
+            "a:b:c",
+            "x\n",
+        ];
+        for image in bad {
+            assert!(!is_image(image), "{image:?}");
+        }
+    }
+
+    #[test]
+    fn settings_are_refused_with_the_member_that_is_wrong() {
+        let cases = [
+            (RunSettings { image: Some("A B".to_owned()), ..RunSettings::default() }, "run-settings/image"),
+            (
+                RunSettings { allowed_images: vec!["a*".to_owned(), "*x".to_owned()], ..RunSettings::default() },
+                "run-settings/allowed-images/1",
+            ),
+            (
+                RunSettings { env: [("1A".to_owned(), String::new())].into(), ..RunSettings::default() },
+                "run-settings/env",
+            ),
+            (RunSettings { memory_bytes: Some(0), ..RunSettings::default() }, "run-settings/memory-bytes"),
+            (RunSettings { cpu_millis: Some(-1), ..RunSettings::default() }, "run-settings/cpu-millis"),
+            (
+                RunSettings { plan_timeout_seconds: Some(0), ..RunSettings::default() },
+                "run-settings/plan-timeout-seconds",
+            ),
+            (
+                RunSettings { apply_timeout_seconds: Some(u64::MAX), ..RunSettings::default() },
+                "run-settings/apply-timeout-seconds",
+            ),
+        ];
+        for (settings, member) in cases {
+            let error = check(&settings).unwrap_err();
+            assert!(matches!(&error, Error::Attribute { name, .. } if name == member), "{error:?}");
+        }
+        check(&RunSettings::default()).unwrap();
+    }
+}
