@@ -370,6 +370,8 @@ pub struct Job {
     pub claim_id: Option<String>,
     /// The run container has been asked for.
     pub started: bool,
+    /// Where this claim's text starts in the stage's log.
+    pub log_base: i64,
     pub lease_until: Option<i64>,
     pub queued_at: i64,
     pub claimed_at: Option<i64>,

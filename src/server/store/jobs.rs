@@ -39,6 +39,7 @@ fn job(row: &AnyRow) -> Result<Job> {
         agent_id: row.opt_id("agent_id")?,
         claim_id: row.opt_text("claim_id")?,
         started: row.flag("started")?,
+        log_base: row.int("log_base")?,
         lease_until: row.opt_int("lease_until")?,
         queued_at: row.int("queued_at")?,
         claimed_at: row.opt_int("claimed_at")?,
@@ -48,8 +49,8 @@ fn job(row: &AnyRow) -> Result<Job> {
 /// Puts a job into the queue.
 pub async fn insert(connection: &mut AnyConnection, job: &Job) -> Result<()> {
     sqlx::query(
-        "INSERT INTO jobs (id, run_id, stage_id, kind, pool_id, state, priority, sequence, epoch, started, queued_at) \
-         VALUES ($1, $2, $3, $4, $5, 'queued', $6, $7, $8, 0, $9)",
+        "INSERT INTO jobs (id, run_id, stage_id, kind, pool_id, state, priority, sequence, epoch, started, log_base, queued_at) \
+         VALUES ($1, $2, $3, $4, $5, 'queued', $6, $7, $8, 0, 0, $9)",
     )
     .bind(job.id.as_str())
     .bind(job.run_id.as_str())
@@ -80,7 +81,7 @@ pub async fn claim(
     let (plans, applies) = stages;
     let row = sqlx::query(
         "UPDATE jobs SET state = 'claimed', epoch = epoch + 1, agent_id = $1, claim_id = $2, claimed_at = $3, \
-         lease_until = $4, started = 0 WHERE id = (SELECT id FROM jobs WHERE pool_id = $5 AND state = 'queued' \
+         lease_until = $4, started = 0, log_base = (SELECT log_bytes FROM stages WHERE stages.id = jobs.stage_id) WHERE id = (SELECT id FROM jobs WHERE pool_id = $5 AND state = 'queued' \
          AND ((kind = 'plan' AND $6 = 1) OR (kind = 'apply' AND $7 = 1)) ORDER BY priority, sequence LIMIT 1) \
          AND state = 'queued' RETURNING *",
     )
@@ -178,6 +179,25 @@ pub async fn requeue(connection: &mut AnyConnection, id: &JobId, now: i64) -> Re
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Gives every claimed job at least until `lease_until`: after a restart, when no heartbeat could arrive.
+pub async fn extend_all(connection: &mut AnyConnection, lease_until: i64) -> Result<u64> {
+    let done = sqlx::query("UPDATE jobs SET lease_until = $1 WHERE state = 'claimed' AND lease_until < $1")
+        .bind(lease_until)
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected())
+}
+
+/// Ends the leases of an agent's jobs now.
+pub async fn end_leases(connection: &mut AnyConnection, agent: &AgentId, now: i64) -> Result<u64> {
+    let done = sqlx::query("UPDATE jobs SET lease_until = $2 WHERE agent_id = $1 AND state = 'claimed'")
+        .bind(agent.as_str())
+        .bind(now)
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected())
 }
 
 /// Takes a job out of the queue for good.

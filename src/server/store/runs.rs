@@ -266,3 +266,28 @@ pub async fn update_stage(connection: &mut AnyConnection, stage: &StageRow) -> R
     .await?;
     Ok(())
 }
+
+/// Gives the workspace to the run; says whether it was free.
+pub async fn hold_workspace(connection: &mut AnyConnection, workspace: &WorkspaceId, run: &RunId) -> Result<bool> {
+    let done = sqlx::query(
+        "UPDATE workspaces SET lock_kind = 'run', lock_holder = $2, lock_reason = NULL, current_run_id = $2 \
+         WHERE id = $1 AND (lock_kind = '' OR (lock_kind = 'run' AND lock_holder = $2))",
+    )
+    .bind(workspace.as_str())
+    .bind(run.as_str())
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Takes the workspace from the run, if it holds it.
+pub async fn release_workspace(connection: &mut AnyConnection, workspace: &WorkspaceId, run: &RunId) -> Result<()> {
+    sqlx::query(
+        "UPDATE workspaces SET lock_kind = '', lock_holder = NULL WHERE id = $1 AND lock_kind = 'run' AND lock_holder = $2",
+    )
+    .bind(workspace.as_str())
+    .bind(run.as_str())
+    .execute(connection)
+    .await?;
+    Ok(())
+}

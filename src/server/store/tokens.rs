@@ -153,3 +153,9 @@ pub async fn account(connection: &mut AnyConnection) -> Result<Option<(String, S
         sqlx::query("SELECT id, name FROM accounts ORDER BY created_at LIMIT 1").fetch_optional(connection).await?;
     row.map(|row| Ok((row.try_get("id")?, row.try_get("name")?))).transpose()
 }
+
+/// Ends an agent's tokens.
+pub async fn delete_of_agent(connection: &mut AnyConnection, id: &crate::ids::AgentId) -> Result<()> {
+    sqlx::query("DELETE FROM tokens WHERE agent_id = $1").bind(id.as_str()).execute(connection).await?;
+    Ok(())
+}

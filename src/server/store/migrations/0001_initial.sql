@@ -221,6 +221,8 @@ CREATE TABLE jobs (
   claim_id TEXT,
   -- the run container has been asked for
   started BIGINT NOT NULL,
+  -- where this claim's text starts in the stage's log: a plan that is planned again goes on in the same log
+  log_base BIGINT NOT NULL,
   lease_until BIGINT,
   queued_at BIGINT NOT NULL,
   claimed_at BIGINT

@@ -1,0 +1,166 @@
+//! Agents: registering, being heard of, leaving.
+
+use std::time::Duration;
+
+use super::{
+    access,
+    model::{Agent, Token, TokenKind},
+    unit::Unit,
+};
+use crate::{
+    api::agent::{AgentStatus, RegisterRequest, RegisterResponse, code},
+    ids::{AgentId, PoolId, TokenId},
+    server::{
+        app::AppState,
+        error::{Error, Result},
+        store,
+    },
+};
+use secrecy::ExposeSecret;
+
+/// Longest agent name.
+const MAX_NAME: usize = 128;
+
+/// What an agent is now: what it last said, or offline when it has not been heard of.
+#[must_use]
+pub fn status(agent: &Agent, now: i64, offline_after: Duration) -> AgentStatus {
+    let silent = u128::try_from(now - agent.last_seen_at).unwrap_or(0);
+    if silent >= offline_after.as_millis() {
+        return AgentStatus::Offline;
+    }
+    match agent.reported_status.as_str() {
+        "busy" => AgentStatus::Busy,
+        "errored" => AgentStatus::Errored,
+        _ => AgentStatus::Idle,
+    }
+}
+
+/// Registers an agent in the pool of a pool token. The same name and instance is the same agent again.
+///
+/// # Errors
+/// [`code::NAME_TAKEN`] when another agent of that name is online.
+pub async fn register(
+    app: &AppState,
+    pool_id: &PoolId,
+    parent: TokenId,
+    request: RegisterRequest,
+) -> Result<RegisterResponse> {
+    check(&request)?;
+    let mut unit = Unit::begin(app).await?;
+    let pool = super::pools::get(&mut unit, pool_id).await?;
+    let known = store::agents::by_name(&mut unit, pool_id, &request.name).await?;
+    if let Some(other) = &known
+        && other.instance != request.instance
+        && status(other, unit.now, app.policy.offline_after) != AgentStatus::Offline
+    {
+        return Err(Error::ConflictCode {
+            code: code::NAME_TAKEN,
+            detail: format!(
+                "An agent named {} is online in pool {} already. Give this one another name (--name), or stop the other one.",
+                request.name, pool.name
+            ),
+            meta: None,
+        });
+    }
+    let now = unit.now;
+    let agent = Agent {
+        id: known.as_ref().map_or_else(AgentId::random, |agent| agent.id.clone()),
+        pool_id: pool_id.clone(),
+        name: request.name,
+        instance: request.instance,
+        version: request.version,
+        os: request.os,
+        platform: request.platform,
+        executor: request.executor,
+        run_as_root: request.run_as_root,
+        slots: i64::from(request.slots),
+        labels: request.labels,
+        reported_status: AgentStatus::Idle.as_str().to_owned(),
+        error_message: None,
+        draining: false,
+        cordoned: false,
+        created_at: known.map_or(now, |agent| agent.created_at),
+        last_seen_at: now,
+    };
+    store::agents::upsert(&mut unit, &agent).await?;
+    store::tokens::delete_of_agent(&mut unit, &agent.id).await?;
+    let secret = access::new_secret(TokenKind::Agent);
+    let token = Token {
+        id: TokenId::random(),
+        kind: TokenKind::Agent,
+        user_id: None,
+        pool_id: Some(pool_id.clone()),
+        agent_id: Some(agent.id.clone()),
+        parent_id: Some(parent),
+        name: None,
+        description: None,
+        external_id: None,
+        created_at: now,
+        expires_at: None,
+        last_used_at: None,
+    };
+    store::tokens::insert(&mut unit, &token, &access::hash(&secret)).await?;
+    unit.commit().await?;
+    tracing::info!(agent = %agent.id, name = agent.name, pool = %pool.name, "agent registered");
+    Ok(RegisterResponse {
+        agent_id: agent.id,
+        agent_token: secret.expose_secret().to_owned(),
+        pool_id: pool_id.clone(),
+        pool_name: pool.name,
+        heartbeat_ms: millis(app.policy.heartbeat),
+        lease_ms: millis(app.policy.lease),
+    })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn check(request: &RegisterRequest) -> Result<()> {
+    let name = &request.name;
+    if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+        return Err(Error::attribute("name", format!("An agent's name has 1 to {MAX_NAME} printable characters.")));
+    }
+    if request.instance.len() < 8 || request.instance.len() > MAX_NAME {
+        return Err(Error::attribute("instance", "An agent's instance is a random text of 8 to 128 characters."));
+    }
+    if request.slots == 0 {
+        return Err(Error::attribute("slots", "An agent has at least one slot."));
+    }
+    Ok(())
+}
+
+/// The agent leaves: jobs that it still holds are as lost, at once.
+///
+/// # Errors
+/// Those of the database.
+pub async fn deregister(app: &AppState, id: &AgentId) -> Result<()> {
+    let mut unit = Unit::begin(app).await?;
+    let now = unit.now;
+    if store::jobs::end_leases(&mut unit, id, now).await? > 0 {
+        unit.commit().await?;
+        super::queue::expire(app).await?;
+        unit = Unit::begin(app).await?;
+    }
+    store::agents::delete(&mut unit, id).await?;
+    unit.commit().await?;
+    tracing::info!(agent = %id, "agent left");
+    Ok(())
+}
+
+/// Forgets agents that have not been heard of for longer than Scalr keeps them; says how many.
+///
+/// # Errors
+/// Those of the database.
+pub async fn forget_gone(app: &AppState) -> Result<usize> {
+    const KEEP_MS: i64 = 4 * 3600 * 1000;
+    let mut connection = app.store.read().await?;
+    let gone = store::agents::unseen_since(&mut connection, app.clock.now_ms() - KEEP_MS).await?;
+    drop(connection);
+    for id in &gone {
+        let mut unit = Unit::begin(app).await?;
+        store::agents::delete(&mut unit, id).await?;
+        unit.commit().await?;
+    }
+    Ok(gone.len())
+}

@@ -1,0 +1,299 @@
+//! The queue's leases: claimed by one agent at a time, renewed by heartbeats, fenced by epochs, ended by a
+//! result or by the server's clock. Agents' clocks play no part.
+
+use std::time::Duration;
+
+use super::{
+    agents, job_spec, logs,
+    model::{Agent, Cancel, Job},
+    runs,
+    unit::Unit,
+};
+use crate::{
+    api::{
+        agent::{
+            ClaimRequest, Directive, FinishRequest, HeartbeatRequest, HeartbeatResponse, JobRef, MAX_WAIT_MS, Order, Outcome,
+            artifact, code, reason,
+        },
+        job::{JobSpec, Stage},
+    },
+    ids::{AgentId, JobId, PoolId},
+    server::{
+        app::AppState,
+        domain::model::StageStatus,
+        error::{Error, Result},
+        store::{self, jobs::Ended},
+        wake::Topic,
+    },
+};
+
+fn lease_until(app: &AppState, now: i64) -> i64 {
+    now + i64::try_from(app.policy.lease.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn wait(wait_ms: u64) -> Duration {
+    Duration::from_millis(wait_ms.min(MAX_WAIT_MS))
+}
+
+/// The next job of the agent's pool, waiting for one; `None` when none came. The same claim id gets the
+/// same job again.
+///
+/// # Errors
+/// Those of the database.
+pub async fn claim(app: &AppState, agent: &AgentId, pool: &PoolId, request: &ClaimRequest) -> Result<Option<JobSpec>> {
+    let look = || async {
+        let mut connection = app.store.read().await?;
+        let again = store::jobs::by_claim(&mut connection, agent, &request.claim_id).await?.is_some();
+        let queued = again || store::jobs::any_queued(&mut connection, pool).await?;
+        drop(connection);
+        if queued { try_claim(app, agent, pool, request).await } else { Ok(None) }
+    };
+    tokio::select! {
+        claimed = app.wakes.wait_for(Topic::Queue(pool.clone()), wait(request.wait_ms), look) => claimed,
+        () = app.closing.cancelled() => Ok(None),
+    }
+}
+
+async fn try_claim(app: &AppState, agent: &AgentId, pool: &PoolId, request: &ClaimRequest) -> Result<Option<JobSpec>> {
+    loop {
+        let mut unit = Unit::begin(app).await?;
+        if let Some(job) = store::jobs::by_claim(&mut unit, agent, &request.claim_id).await? {
+            return job_spec::build(&mut unit, &job).await.map(Some);
+        }
+        let known = store::agents::get(&mut unit, agent).await?.ok_or_else(|| Error::not_found("Agent", agent))?;
+        if known.cordoned {
+            return Ok(None);
+        }
+        let now = unit.now;
+        let stages = (request.stages.contains(&Stage::Plan), request.stages.contains(&Stage::Apply));
+        let lease = lease_until(app, now);
+        let Some(job) = store::jobs::claim(&mut unit, pool, agent, &request.claim_id, stages, now, lease).await? else {
+            return Ok(None);
+        };
+        let spec = start(&mut unit, &job, &known).await?;
+        unit.commit().await?;
+        if let Some(spec) = spec {
+            tracing::info!(job = %job.id, epoch = job.epoch, run = %job.run_id, agent = %agent, waited_ms = now - job.queued_at, "job claimed");
+            return Ok(Some(spec));
+        }
+    }
+}
+
+/// Starts a claimed job's stage; `None` when the pool may not serve its workspace any more, which ends the run.
+async fn start(unit: &mut Unit<'_>, job: &Job, agent: &Agent) -> Result<Option<JobSpec>> {
+    let mut run = runs::get(unit, &job.run_id).await?;
+    let workspace =
+        store::workspaces::get(unit, &run.workspace_id).await?.ok_or(Error::Internal("a run's workspace is not there"))?;
+    let pool = super::pools::get(unit, &job.pool_id).await?;
+    if !super::pools::may_serve(&pool, &workspace.environment_id) {
+        let message = format!("agent pool {} may not serve the environment of workspace {} any more", pool.name, workspace.name);
+        runs::fail(unit, &mut run, "pool_not_allowed", message).await?;
+        return Ok(None);
+    }
+    let mut row = logs::stage(unit, &job.stage_id).await?;
+    row.status = StageStatus::Running;
+    row.started_at = row.started_at.or(Some(unit.now));
+    store::runs::update_stage(unit, &row).await?;
+    unit.wake(Topic::Log(row.id));
+    runs::start_stage(unit, &mut run, job.kind).await?;
+    tracing::debug!(agent = %agent.id, job = %job.id, "stage started");
+    job_spec::build(unit, job).await.map(Some)
+}
+
+/// The job that (id, epoch) names, when it is the agent's now.
+///
+/// # Errors
+/// [`Error::fenced`]
+pub async fn current(unit: &mut Unit<'_>, agent: &AgentId, id: &JobId, epoch: i64) -> Result<Job> {
+    let job = store::jobs::get(unit, id).await?;
+    job.filter(|job| job.claimed && job.epoch == epoch && job.agent_id.as_ref() == Some(agent)).ok_or_else(Error::fenced)
+}
+
+/// Renews the leases of the jobs that the agent names, then waits until there is an order that it does not know.
+///
+/// # Errors
+/// Those of the database.
+pub async fn heartbeat(app: &AppState, agent: &AgentId, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
+    let mut unit = Unit::begin(app).await?;
+    let now = unit.now;
+    let status = request.status.as_str();
+    store::agents::seen(&mut unit, agent, status, request.error_message.as_deref(), request.draining, now).await?;
+    for job in &request.jobs {
+        let lease = lease_until(app, now);
+        store::jobs::renew(&mut unit, &job.job_id, job.epoch, agent, lease).await?;
+    }
+    unit.commit().await?;
+
+    let look = || async {
+        let answer = orders(app, agent, &request.jobs).await?;
+        let news = answer.directives.iter().any(|directive| !request.known.contains(directive));
+        Ok::<_, Error>((news || (answer.drain && !request.draining)).then_some(answer))
+    };
+    let found = tokio::select! {
+        found = app.wakes.wait_for(Topic::Agent(agent.clone()), wait(request.wait_ms), look) => found?,
+        () = app.closing.cancelled() => None,
+    };
+    match found {
+        Some(answer) => Ok(answer),
+        None => orders(app, agent, &request.jobs).await,
+    }
+}
+
+/// What the agent is to do about the jobs that it names.
+async fn orders(app: &AppState, agent: &AgentId, jobs: &[JobRef]) -> Result<HeartbeatResponse> {
+    let mut connection = app.store.read().await?;
+    let drain = store::agents::get(&mut connection, agent).await?.is_some_and(|agent| agent.cordoned);
+    let mut directives = Vec::new();
+    for JobRef { job_id, epoch } in jobs {
+        let job = store::jobs::get(&mut connection, job_id).await?;
+        let order = match job.filter(|job| job.claimed && job.epoch == *epoch && job.agent_id.as_ref() == Some(agent)) {
+            None => Some(Order::Fenced),
+            Some(job) => match runs::get(&mut connection, &job.run_id).await?.cancel {
+                Cancel::No => None,
+                Cancel::Asked => Some(Order::Cancel),
+                Cancel::Forced => Some(Order::ForceCancel),
+            },
+        };
+        directives.extend(order.map(|order| Directive { job_id: job_id.clone(), epoch: *epoch, order }));
+    }
+    Ok(HeartbeatResponse { directives, drain })
+}
+
+/// Ends a job with its agent's result; the same result twice is one result.
+///
+/// # Errors
+/// [`Error::fenced`], `log_gap` when the log is not complete, and a conflict when an applicable plan has no bundle.
+pub async fn finish(app: &AppState, agent: &AgentId, id: &JobId, epoch: i64, result: &FinishRequest) -> Result<()> {
+    let mut unit = Unit::begin(app).await?;
+    let text = serde_json::to_string(result).map_err(|_| Error::Internal("a result does not serialise"))?;
+    if let Some(known) = store::jobs::ended_result(&mut unit, id, epoch, agent).await? {
+        return if known == text { Ok(()) } else { Err(Error::fenced()) };
+    }
+    let job = current(&mut unit, agent, id, epoch).await?;
+    let row = logs::stage(&mut unit, &job.stage_id).await?;
+    let end = u64::try_from(row.log_bytes - job.log_base).unwrap_or_default();
+    if end != result.log_bytes {
+        return Err(Error::ConflictCode {
+            code: code::LOG_GAP,
+            detail: format!("The log here has {end} bytes, the result speaks of {}.", result.log_bytes),
+            meta: Some(serde_json::json!({ "end": end })),
+        });
+    }
+    if job.kind == Stage::Plan
+        && result.outcome == Outcome::Finished
+        && result.has_changes
+        && !super::artifacts::exists(&mut unit, &job.run_id, artifact::PLAN).await?
+    {
+        return Err(Error::Conflict("A plan with changes needs its bundle: put the artifact `plan` first.".to_owned()));
+    }
+    let ended = Ended {
+        job_id: job.id.clone(),
+        epoch,
+        run_id: job.run_id.clone(),
+        stage_id: job.stage_id.clone(),
+        agent_id: Some(agent.clone()),
+        outcome: match result.outcome {
+            Outcome::Finished => "finished",
+            Outcome::Errored => "errored",
+            Outcome::Canceled => "canceled",
+        },
+        result: Some(text),
+        claimed_at: job.claimed_at,
+        ended_at: unit.now,
+    };
+    store::jobs::insert_ended(&mut unit, &ended).await?;
+    runs::end_stage(&mut unit, &job, result).await?;
+    unit.commit().await?;
+    tracing::info!(job = %id, epoch, run = %job.run_id, outcome = ended.outcome, "job ended");
+    Ok(())
+}
+
+/// Ends the leases that are over: a lost plan is planned again, a lost apply never. Says how many.
+///
+/// # Errors
+/// Those of the database.
+pub async fn expire(app: &AppState) -> Result<usize> {
+    let now = app.clock.now_ms();
+    let mut connection = app.store.read().await?;
+    let expired = store::jobs::expired(&mut connection, now).await?;
+    drop(connection);
+    for job in &expired {
+        let mut unit = Unit::begin(app).await?;
+        // A heartbeat may have been faster.
+        let still = store::jobs::get(&mut unit, &job.id).await?;
+        let Some(job) = still.filter(|j| j.claimed && j.epoch == job.epoch && j.lease_until.is_some_and(|at| at <= now))
+        else {
+            continue;
+        };
+        lose(&mut unit, &job).await?;
+        unit.commit().await?;
+    }
+    Ok(expired.len())
+}
+
+async fn lose(unit: &mut Unit<'_>, job: &Job) -> Result<()> {
+    let mut run = runs::get(unit, &job.run_id).await?;
+    let agent = match &job.agent_id {
+        Some(id) => store::agents::get(unit, id).await?.map_or_else(|| id.to_string(), |agent| agent.name),
+        None => "its agent".to_owned(),
+    };
+    tracing::warn!(job = %job.id, epoch = job.epoch, run = %run.id, agent, "lease over: the agent is lost");
+    runs::abandon(unit, job, "lost").await?;
+    let silence = unit.app.policy.lease.as_secs();
+    let again = job.kind == Stage::Plan && run.cancel == Cancel::No && run.plan_attempts < unit.app.policy.plan_attempts;
+    if !again {
+        let message = format!(
+            "agent {agent} has not been heard of for {silence} s, so this {} was given up. {}",
+            job.kind.as_str(),
+            match job.kind {
+                Stage::Plan => "Start a new run.",
+                Stage::Apply => "The last state that it sent is kept; plan again to see what is left to do.",
+            }
+        );
+        return runs::fail(unit, &mut run, reason::AGENT_LOST, message).await;
+    }
+    let mut row = logs::stage(unit, &job.stage_id).await?;
+    let note = format!(
+        "agent {agent} has not been heard of for {silence} s; planning again (attempt {} of {}).",
+        run.plan_attempts + 1,
+        unit.app.policy.plan_attempts
+    );
+    logs::append_note(unit, &mut row, &note).await?;
+    row.status = StageStatus::Queued;
+    store::runs::update_stage(unit, &row).await?;
+    runs::requeue_plan(unit, &mut run).await?;
+    let now = unit.now;
+    // The epoch goes on counting: the lost agent can never write again.
+    let queued = Job { claimed: false, queued_at: now, ..job.clone() };
+    store::jobs::insert(unit, &queued).await?;
+    unit.wake(Topic::Queue(job.pool_id.clone()));
+    Ok(())
+}
+
+/// After a restart: nobody could send a heartbeat, so every lease gets its full length again.
+///
+/// # Errors
+/// Those of the database.
+pub async fn extend_after_restart(app: &AppState) -> Result<()> {
+    let mut unit = Unit::begin(app).await?;
+    let lease = lease_until(app, unit.now);
+    store::jobs::extend_all(&mut unit, lease).await?;
+    unit.commit().await
+}
+
+/// The run container of the job has been asked for.
+///
+/// # Errors
+/// [`Error::fenced`]
+pub async fn started(app: &AppState, agent: &AgentId, id: &JobId, epoch: i64) -> Result<()> {
+    let mut unit = Unit::begin(app).await?;
+    let job = current(&mut unit, agent, id, epoch).await?;
+    store::jobs::set_started(&mut unit, &job.id).await?;
+    unit.commit().await
+}
+
+/// How an agent looks to readers.
+#[must_use]
+pub fn agent_status(app: &AppState, agent: &Agent) -> crate::api::agent::AgentStatus {
+    agents::status(agent, app.clock.now_ms(), app.policy.offline_after)
+}
