@@ -1,3 +1,4 @@
 //! The HTTP surfaces over one store and one set of rules. Handlers are short, without SQL and rules.
 
+pub mod agent;
 pub mod iacp;

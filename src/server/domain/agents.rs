@@ -47,7 +47,8 @@ pub async fn register(
 ) -> Result<RegisterResponse> {
     check(&request)?;
     let mut unit = Unit::begin(app).await?;
-    let pool = super::pools::get(&mut unit, pool_id).await?;
+    let pool =
+        super::pools::get(&mut unit, pool_id).await?.ok_or_else(|| Error::not_found(super::pools::CLASS, pool_id))?;
     let known = store::agents::by_name(&mut unit, pool_id, &request.name).await?;
     if let Some(other) = &known
         && other.instance != request.instance

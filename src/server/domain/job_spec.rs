@@ -14,7 +14,7 @@ use crate::{
 
 /// # Errors
 /// Those of the database and the vault.
-pub async fn build(unit: &mut Unit<'_>, job: &Job) -> Result<JobSpec> {
+pub(super) async fn build(unit: &mut Unit<'_>, job: &Job) -> Result<JobSpec> {
     let app = unit.app;
     gather(app, unit, job).await
 }
@@ -24,8 +24,11 @@ async fn gather(app: &AppState, connection: &mut AnyConnection, job: &Job) -> Re
     let workspace = store::workspaces::get(connection, &run.workspace_id)
         .await?
         .ok_or(Error::Internal("a run's workspace is not there"))?;
-    let environment = super::environments::get(connection, &workspace.environment_id).await?;
-    let settings = pools::get(connection, &job.pool_id).await?.run_settings;
+    let environment = super::environments::get(connection, &workspace.environment_id)
+        .await?
+        .ok_or(Error::Internal("a workspace's environment is not there"))?;
+    let settings =
+        pools::get(connection, &job.pool_id).await?.ok_or(Error::Internal("a job's pool is not there"))?.run_settings;
     let timeout_seconds = match job.kind {
         Stage::Plan => settings.plan_timeout_seconds.unwrap_or(app.policy.plan_timeout.as_secs()),
         Stage::Apply => settings.apply_timeout_seconds.unwrap_or(app.policy.apply_timeout.as_secs()),

@@ -2,12 +2,20 @@
 //! functions; SQL lies in `store`.
 
 pub mod access;
+pub mod agents;
+pub mod artifacts;
 pub mod configurations;
 pub mod environments;
+mod job_spec;
 pub mod links;
+pub mod logs;
 pub mod model;
 pub mod pools;
+pub mod queue;
 pub mod run_settings;
+pub mod runs;
+pub mod setup;
 pub mod states;
 pub mod tokens;
+pub mod unit;
 pub mod variables;

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     api::{
         agent::{
-            ClaimRequest, Directive, FinishRequest, HeartbeatRequest, HeartbeatResponse, JobRef, MAX_WAIT_MS, Order, Outcome,
-            artifact, code, reason,
+            ClaimRequest, Directive, FinishRequest, HeartbeatRequest, HeartbeatResponse, JobRef, MAX_WAIT_MS, Order,
+            Outcome, artifact, code, reason,
         },
         job::{JobSpec, Stage},
     },
@@ -29,6 +29,10 @@ use crate::{
 
 fn lease_until(app: &AppState, now: i64) -> i64 {
     now + i64::try_from(app.policy.lease.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn since(now: i64, then: i64) -> Duration {
+    Duration::from_millis(u64::try_from(now - then).unwrap_or_default())
 }
 
 fn wait(wait_ms: u64) -> Duration {
@@ -73,6 +77,7 @@ async fn try_claim(app: &AppState, agent: &AgentId, pool: &PoolId, request: &Cla
         let spec = start(&mut unit, &job, &known).await?;
         unit.commit().await?;
         if let Some(spec) = spec {
+            app.metrics.claimed(since(now, job.queued_at));
             tracing::info!(job = %job.id, epoch = job.epoch, run = %job.run_id, agent = %agent, waited_ms = now - job.queued_at, "job claimed");
             return Ok(Some(spec));
         }
@@ -82,11 +87,13 @@ async fn try_claim(app: &AppState, agent: &AgentId, pool: &PoolId, request: &Cla
 /// Starts a claimed job's stage; `None` when the pool may not serve its workspace any more, which ends the run.
 async fn start(unit: &mut Unit<'_>, job: &Job, agent: &Agent) -> Result<Option<JobSpec>> {
     let mut run = runs::get(unit, &job.run_id).await?;
-    let workspace =
-        store::workspaces::get(unit, &run.workspace_id).await?.ok_or(Error::Internal("a run's workspace is not there"))?;
-    let pool = super::pools::get(unit, &job.pool_id).await?;
+    let workspace = store::workspaces::get(unit, &run.workspace_id)
+        .await?
+        .ok_or(Error::Internal("a run's workspace is not there"))?;
+    let pool = super::pools::get(unit, &job.pool_id).await?.ok_or(Error::Internal("a job's pool is not there"))?;
     if !super::pools::may_serve(&pool, &workspace.environment_id) {
-        let message = format!("agent pool {} may not serve the environment of workspace {} any more", pool.name, workspace.name);
+        let message =
+            format!("agent pool {} may not serve the environment of workspace {} any more", pool.name, workspace.name);
         runs::fail(unit, &mut run, "pool_not_allowed", message).await?;
         return Ok(None);
     }
@@ -106,7 +113,10 @@ async fn start(unit: &mut Unit<'_>, job: &Job, agent: &Agent) -> Result<Option<J
 /// [`Error::fenced`]
 pub async fn current(unit: &mut Unit<'_>, agent: &AgentId, id: &JobId, epoch: i64) -> Result<Job> {
     let job = store::jobs::get(unit, id).await?;
-    job.filter(|job| job.claimed && job.epoch == epoch && job.agent_id.as_ref() == Some(agent)).ok_or_else(Error::fenced)
+    job.filter(|job| job.claimed && job.epoch == epoch && job.agent_id.as_ref() == Some(agent)).ok_or_else(|| {
+        unit.app.metrics.fenced_write();
+        Error::fenced()
+    })
 }
 
 /// Renews the leases of the jobs that the agent names, then waits until there is an order that it does not know.
@@ -203,7 +213,9 @@ pub async fn finish(app: &AppState, agent: &AgentId, id: &JobId, epoch: i64, res
     };
     store::jobs::insert_ended(&mut unit, &ended).await?;
     runs::end_stage(&mut unit, &job, result).await?;
+    let took = since(unit.now, job.claimed_at.unwrap_or(unit.now));
     unit.commit().await?;
+    app.metrics.stage_ended(job.kind.as_str(), took);
     tracing::info!(job = %id, epoch, run = %job.run_id, outcome = ended.outcome, "job ended");
     Ok(())
 }
@@ -221,12 +233,14 @@ pub async fn expire(app: &AppState) -> Result<usize> {
         let mut unit = Unit::begin(app).await?;
         // A heartbeat may have been faster.
         let still = store::jobs::get(&mut unit, &job.id).await?;
-        let Some(job) = still.filter(|j| j.claimed && j.epoch == job.epoch && j.lease_until.is_some_and(|at| at <= now))
+        let Some(job) =
+            still.filter(|j| j.claimed && j.epoch == job.epoch && j.lease_until.is_some_and(|at| at <= now))
         else {
             continue;
         };
         lose(&mut unit, &job).await?;
         unit.commit().await?;
+        app.metrics.lease_expired(job.kind.as_str());
     }
     Ok(expired.len())
 }
@@ -240,7 +254,8 @@ async fn lose(unit: &mut Unit<'_>, job: &Job) -> Result<()> {
     tracing::warn!(job = %job.id, epoch = job.epoch, run = %run.id, agent, "lease over: the agent is lost");
     runs::abandon(unit, job, "lost").await?;
     let silence = unit.app.policy.lease.as_secs();
-    let again = job.kind == Stage::Plan && run.cancel == Cancel::No && run.plan_attempts < unit.app.policy.plan_attempts;
+    let again =
+        job.kind == Stage::Plan && run.cancel == Cancel::No && run.plan_attempts < unit.app.policy.plan_attempts;
     if !again {
         let message = format!(
             "agent {agent} has not been heard of for {silence} s, so this {} was given up. {}",
@@ -289,7 +304,10 @@ pub async fn started(app: &AppState, agent: &AgentId, id: &JobId, epoch: i64) ->
     let mut unit = Unit::begin(app).await?;
     let job = current(&mut unit, agent, id, epoch).await?;
     store::jobs::set_started(&mut unit, &job.id).await?;
-    unit.commit().await
+    let after = since(unit.now, job.claimed_at.unwrap_or(unit.now));
+    unit.commit().await?;
+    app.metrics.started(after);
+    Ok(())
 }
 
 /// How an agent looks to readers.

@@ -1,6 +1,6 @@
 //! Tokens and their users.
 
-use sqlx::{AnyConnection, Row, any::AnyRow};
+use sqlx::{AnyConnection, any::AnyRow};
 
 use super::{Result, rows::Columns};
 use crate::{
@@ -139,19 +139,6 @@ pub async fn insert_user(connection: &mut AnyConnection, user: &User, now: i64) 
     .execute(connection)
     .await?;
     Ok(())
-}
-
-/// Replaces the user's tokens by the one with `hash`.
-pub async fn delete_of_user(connection: &mut AnyConnection, id: &UserId) -> Result<u64> {
-    let done = sqlx::query("DELETE FROM tokens WHERE user_id = $1").bind(id.as_str()).execute(connection).await?;
-    Ok(done.rows_affected())
-}
-
-/// The first account; there is one on every server that was set up.
-pub async fn account(connection: &mut AnyConnection) -> Result<Option<(String, String)>> {
-    let row =
-        sqlx::query("SELECT id, name FROM accounts ORDER BY created_at LIMIT 1").fetch_optional(connection).await?;
-    row.map(|row| Ok((row.try_get("id")?, row.try_get("name")?))).transpose()
 }
 
 /// Ends an agent's tokens.

@@ -18,7 +18,7 @@ use crate::{
     server::{
         app::App,
         auth::AgentAuth,
-        domain::{artifacts, configurations, logs, model::Job, queue, states, unit::Unit},
+        domain::{artifacts, configurations, logs, model::Job, queue, runs, states, unit::Unit},
         error::{Error, Result},
     },
 };
@@ -54,11 +54,13 @@ impl FromRequestParts<App> for Call {
         let Path(Id { id }) = Path::<Id>::from_request_parts(parts, app)
             .await
             .map_err(|_| Error::Malformed("The path names no job.".to_owned()))?;
-        let epoch = parts.headers.get(EPOCH_HEADER).and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
+        let epoch =
+            parts.headers.get(EPOCH_HEADER).and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
         Ok(Self {
             agent,
             job: id.parse().map_err(|_| Error::fenced())?,
-            epoch: epoch.ok_or_else(|| Error::Malformed(format!("The header {EPOCH_HEADER} is missing or no number.")))?,
+            epoch: epoch
+                .ok_or_else(|| Error::Malformed(format!("The header {EPOCH_HEADER} is missing or no number.")))?,
         })
     }
 }
@@ -75,7 +77,10 @@ impl Call {
 }
 
 fn download(length: u64, bytes: HttpBody) -> Response {
-    ([(header::CONTENT_TYPE, "application/octet-stream".to_owned()), (header::CONTENT_LENGTH, length.to_string())], bytes)
+    (
+        [(header::CONTENT_TYPE, "application/octet-stream".to_owned()), (header::CONTENT_LENGTH, length.to_string())],
+        bytes,
+    )
         .into_response()
 }
 
@@ -100,7 +105,8 @@ async fn put_state(State(app): State<App>, call: Call, body: HttpBody) -> Result
         .map_err(|_| Error::TooLarge(format!("The state broke off, or is larger than {limit} bytes.")))?;
     let mut unit = Unit::begin(&app).await?;
     let job = call.current(&mut unit).await?;
-    states::record_for_run(&mut unit, &job.run_id, job.epoch, &bytes).await?;
+    let workspace = runs::get(&mut unit, &job.run_id).await?.workspace_id;
+    states::record_run_snapshot(&app, &mut unit, &workspace, &job.run_id, job.epoch, &bytes).await?;
     unit.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -25,9 +25,8 @@ use crate::{
 /// Those of the database.
 pub async fn advance(unit: &mut Unit<'_>, workspace: &WorkspaceId) -> Result<()> {
     for mut run in store::runs::pending(unit, workspace).await? {
-        let workspace = store::workspaces::get(unit, workspace)
-            .await?
-            .ok_or(Error::Internal("a run's workspace is not there"))?;
+        let workspace =
+            store::workspaces::get(unit, workspace).await?.ok_or(Error::Internal("a run's workspace is not there"))?;
         let configuration = store::configurations::get(unit, &run.configuration_version_id)
             .await?
             .ok_or(Error::Internal("a run's configuration version is not there"))?;
@@ -111,7 +110,8 @@ async fn queue(unit: &mut Unit<'_>, run: &Run, stage: Stage) -> Result<()> {
         Stage::Plan => run.plan_id.to_string(),
         Stage::Apply => run.apply_id.to_string(),
     };
-    let mut row = store::runs::stage_by_id(unit, &stage_id).await?.ok_or(Error::Internal("a run's stage is not there"))?;
+    let mut row =
+        store::runs::stage_by_id(unit, &stage_id).await?.ok_or(Error::Internal("a run's stage is not there"))?;
     row.status = StageStatus::Queued;
     row.queued_at = Some(unit.now);
     store::runs::update_stage(unit, &row).await?;

@@ -52,7 +52,8 @@ pub fn plan_verdict(run: &Run, has_changes: bool) -> PlanVerdict {
 pub async fn end_stage(unit: &mut Unit<'_>, job: &Job, result: &FinishRequest) -> Result<()> {
     let mut run = super::get(unit, &job.run_id).await?;
     let event = event_of(&run, job.kind, result);
-    let mut row = store::runs::stage_by_id(unit, &job.stage_id).await?.ok_or(Error::Internal("a job's stage is not there"))?;
+    let mut row =
+        store::runs::stage_by_id(unit, &job.stage_id).await?.ok_or(Error::Internal("a job's stage is not there"))?;
     row.status = match event {
         RunEvent::StageCanceled => StageStatus::Canceled,
         RunEvent::StageErrored => StageStatus::Errored,
@@ -93,7 +94,9 @@ fn event_of(run: &Run, stage: Stage, result: &FinishRequest) -> RunEvent {
         (Outcome::Finished, Stage::Apply) => RunEvent::ApplyFinished,
         (Outcome::Canceled, _) => RunEvent::StageCanceled,
         // An engine that was interrupted ends with an error of its own.
-        (Outcome::Errored, _) if run.cancel != Cancel::No && result.reason.as_deref() == Some(reason::ENGINE_FAILED) => {
+        (Outcome::Errored, _)
+            if run.cancel != Cancel::No && result.reason.as_deref() == Some(reason::ENGINE_FAILED) =>
+        {
             RunEvent::StageCanceled
         }
         (Outcome::Errored, _) => RunEvent::StageErrored,
@@ -101,7 +104,12 @@ fn event_of(run: &Run, stage: Stage, result: &FinishRequest) -> RunEvent {
 }
 
 /// Ends the run without a result: its agent is lost, or nothing can execute it.
-pub(in crate::server::domain) async fn fail(unit: &mut Unit<'_>, run: &mut Run, code: &str, message: String) -> Result<()> {
+pub(in crate::server::domain) async fn fail(
+    unit: &mut Unit<'_>,
+    run: &mut Run,
+    code: &str,
+    message: String,
+) -> Result<()> {
     run.error_code = Some(code.to_owned());
     run.error_message = Some(message);
     step(unit, run, RunEvent::StageErrored).await?;
@@ -110,6 +118,7 @@ pub(in crate::server::domain) async fn fail(unit: &mut Unit<'_>, run: &mut Run, 
 
 /// What follows when a run has ended: its stages end, its jobs leave the queue, its workspace goes to the next.
 pub(super) async fn close(unit: &mut Unit<'_>, run: &Run) -> Result<()> {
+    unit.app.metrics.run_ended(run.status.as_str(), run.error_code.as_deref().unwrap_or_default());
     for job in store::jobs::of_run(unit, &run.id).await? {
         abandon(unit, &job, "abandoned").await?;
     }

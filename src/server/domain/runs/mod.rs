@@ -6,6 +6,7 @@ mod end;
 
 pub use advance::advance;
 pub use end::{PlanVerdict, end_stage, plan_verdict};
+pub(super) use end::{abandon, fail};
 
 use std::collections::BTreeMap;
 
@@ -120,9 +121,10 @@ async fn configuration_for(
 fn no_configuration() -> Error {
     Error::Relationship {
         name: "configuration-version",
-        detail: "No configuration versions available to create the run from. Upload at least one or link the workspace \
+        detail:
+            "No configuration versions available to create the run from. Upload at least one or link the workspace \
                  to a VCS provider."
-            .to_owned(),
+                .to_owned(),
         missing: false,
     }
 }
@@ -161,7 +163,8 @@ pub async fn confirm(app: &AppState, id: &RunId) -> Result<()> {
     // A saved plan gave its workspace back.
     if !store::runs::hold_workspace(&mut unit, &run.workspace_id, &run.id).await? {
         return Err(Error::Conflict(
-            "The workspace is locked or held by another run. Apply when it is free, or discard the other run.".to_owned(),
+            "The workspace is locked or held by another run. Apply when it is free, or discard the other run."
+                .to_owned(),
         ));
     }
     step(&mut unit, &mut run, RunEvent::Confirmed).await?;
@@ -210,7 +213,9 @@ pub async fn force_cancel(app: &AppState, id: &RunId) -> Result<()> {
     let mut unit = Unit::begin(app).await?;
     let mut run = get(&mut unit, id).await?;
     if run.cancel == Cancel::No {
-        return Err(Error::Conflict(format!("{id} was not cancelled yet: cancel it first, so that the engine can save its state.")));
+        return Err(Error::Conflict(format!(
+            "{id} was not cancelled yet: cancel it first, so that the engine can save its state."
+        )));
     }
     run.cancel = Cancel::Forced;
     step(&mut unit, &mut run, RunEvent::ForceCanceled).await?;
