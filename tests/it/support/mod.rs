@@ -1,0 +1,4 @@
+//! What tests share.
+
+pub mod app;
+pub mod sim_agent;
