@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use super::{
     access,
-    model::{Agent, Token, TokenKind},
+    model::{Agent, Pool, Token, TokenKind},
     unit::Unit,
 };
 use crate::{
     api::agent::{AgentStatus, RegisterRequest, RegisterResponse, code},
-    ids::{AgentId, PoolId, TokenId},
+    ids::{AccountId, AgentId, PoolId, TokenId},
     server::{
         app::AppState,
         error::{Error, Result},
@@ -17,6 +17,10 @@ use crate::{
     },
 };
 use secrecy::ExposeSecret;
+use sqlx::AnyConnection;
+
+/// The class in error texts.
+pub const CLASS: &str = "Agent";
 
 /// Longest agent name.
 const MAX_NAME: usize = 128;
@@ -147,6 +151,36 @@ pub async fn deregister(app: &AppState, id: &AgentId) -> Result<()> {
     unit.commit().await?;
     tracing::info!(agent = %id, "agent left");
     Ok(())
+}
+
+/// The agent that a caller of `account` names by `id`, and its pool.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none, or it belongs to somebody else.
+pub async fn find(connection: &mut AnyConnection, account: &AccountId, id: &str) -> Result<(Agent, Pool)> {
+    let missing = || Error::not_found(CLASS, id);
+    let parsed: AgentId = id.parse().map_err(|_| missing())?;
+    let agent = store::agents::get(connection, &parsed).await?.ok_or_else(missing)?;
+    let pool = super::pools::get(connection, &agent.pool_id).await?.filter(|pool| pool.account_id == *account);
+    Ok((agent, pool.ok_or_else(missing)?))
+}
+
+/// Forgets an agent that is offline or errored, and ends its token.
+///
+/// # Errors
+/// 409 for one that works or could, and for one whose lease on a job is not over.
+pub async fn remove(unit: &mut Unit<'_>, agent: &Agent) -> Result<()> {
+    let status = status(agent, unit.now, unit.app.policy.offline_after);
+    let holds_jobs = !store::jobs::of_agent(unit, &agent.id).await?.is_empty();
+    match status {
+        AgentStatus::Offline | AgentStatus::Errored if !holds_jobs => {}
+        AgentStatus::Idle => {
+            let detail = "The agent is online and can't be deleted: stop it first, or revoke its pool token.";
+            return Err(Error::Conflict(detail.to_owned()));
+        }
+        _ => return Err(Error::Conflict("The agent is busy and can't be deleted.".to_owned())),
+    }
+    Ok(store::agents::delete(unit, &agent.id).await?)
 }
 
 /// Forgets agents that have not been heard of for longer than Scalr keeps them; says how many.

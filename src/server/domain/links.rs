@@ -3,12 +3,13 @@
 
 use sqlx::AnyConnection;
 
-use super::{model::Pool, pools};
+use super::{model::Pool, pools, runs, unit::Unit};
 use crate::{
     ids::{AccountId, WorkspaceId},
     server::{
         error::{Error, Result},
         store::{self, links::Linkable},
+        wake::Topic,
     },
 };
 
@@ -16,7 +17,7 @@ use crate::{
 pub const RELATION: &str = "agent-pool";
 
 /// Links `workspace` to the pool with the id `pool`, or with `None` to no pool. Says whether that changed
-/// anything: then [`super::runs::advance`] has to look at the workspace's waiting runs.
+/// anything: then [`reroute`] has to look at the workspace's waiting runs.
 ///
 /// # Errors
 /// 404 for an unknown pool, 422 for one that may not serve the workspace's environment.
@@ -74,6 +75,33 @@ pub(super) async fn replace(
         }
     }
     Ok(changed)
+}
+
+/// Brings waiting runs to the pools that are theirs now: queued jobs move to another pool's queue, and runs
+/// that had no pool are queued. Of one workspace, or of all when the change was wider. A queued job whose
+/// workspace has no pool any more stays where it is; a claimed one is never touched.
+///
+/// # Errors
+/// When the database fails.
+pub async fn reroute(unit: &mut Unit<'_>, only: Option<&WorkspaceId>) -> Result<()> {
+    for (job, run, workspace) in store::links::queued_jobs(unit).await? {
+        if only.is_some_and(|only| *only != workspace) {
+            continue;
+        }
+        let Some(workspace) = store::workspaces::get(unit, &workspace).await? else { continue };
+        let Some(pool) = pools::for_workspace(unit, &workspace).await? else { continue };
+        if store::links::move_job(unit, &job, &run, &pool.id).await? {
+            unit.wake(Topic::Queue(pool.id));
+        }
+    }
+    let pending = match only {
+        Some(workspace) => vec![workspace.clone()],
+        None => store::runs::workspaces_with_pending(unit).await?,
+    };
+    for workspace in &pending {
+        runs::advance(unit, workspace).await?;
+    }
+    Ok(())
 }
 
 async fn find(connection: &mut AnyConnection, account: &AccountId, id: &str) -> Result<Option<Linkable>> {

@@ -3,7 +3,7 @@
 use sqlx::AnyConnection;
 
 use super::{Result, rows::Columns};
-use crate::ids::{AccountId, EnvironmentId, PoolId, WorkspaceId};
+use crate::ids::{AccountId, EnvironmentId, JobId, PoolId, RunId, WorkspaceId};
 
 /// What linking needs to know of a workspace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,4 +51,33 @@ pub async fn set(
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// Jobs that no agent has claimed: job, run, workspace.
+pub async fn queued_jobs(connection: &mut AnyConnection) -> Result<Vec<(JobId, RunId, WorkspaceId)>> {
+    let rows = sqlx::query(
+        "SELECT j.id AS id, j.run_id AS run_id, r.workspace_id AS workspace_id FROM jobs j \
+         JOIN runs r ON r.id = j.run_id WHERE j.state = 'queued' ORDER BY j.sequence",
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.id("id")?, row.id("run_id")?, row.id("workspace_id")?))).collect()
+}
+
+/// Puts a queued job and its run into another pool; says whether that changed anything.
+pub async fn move_job(connection: &mut AnyConnection, job: &JobId, run: &RunId, pool: &PoolId) -> Result<bool> {
+    let done = sqlx::query("UPDATE jobs SET pool_id = $1 WHERE id = $2 AND state = 'queued' AND pool_id <> $1")
+        .bind(pool.as_str())
+        .bind(job.as_str())
+        .execute(&mut *connection)
+        .await?;
+    if done.rows_affected() == 0 {
+        return Ok(false);
+    }
+    sqlx::query("UPDATE runs SET pool_id = $1 WHERE id = $2")
+        .bind(pool.as_str())
+        .bind(run.as_str())
+        .execute(connection)
+        .await?;
+    Ok(true)
 }

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use sqlx::AnyConnection;
 
-use super::model::{Agent, Pool, Workspace};
+use super::{
+    agents,
+    model::{Pool, Workspace},
+};
 use crate::{
-    api::iacp::AgentCounts,
+    api::{agent::AgentStatus, iacp::AgentCounts},
     ids::{AccountId, EnvironmentId, PoolId},
     server::{
         error::{Error, Result},
@@ -84,15 +87,6 @@ pub async fn find(connection: &mut AnyConnection, account: &AccountId, id: &str)
     get(connection, &parsed).await?.filter(|pool| pool.account_id == *account).ok_or_else(missing)
 }
 
-fn status(agent: &Agent, now: i64, offline_after: Duration) -> &str {
-    let silent = now - agent.last_seen_at;
-    if silent >= i64::try_from(offline_after.as_millis()).unwrap_or(i64::MAX) {
-        "offline"
-    } else {
-        &agent.reported_status
-    }
-}
-
 /// What waits for a pool, and who is there to do it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Load {
@@ -122,15 +116,19 @@ pub async fn loads(connection: &mut AnyConnection, now: i64, offline_after: Dura
     }
     for agent in store::agents::all(connection).await? {
         let Some(load) = loads.iter_mut().find(|load| load.pool == agent.pool_id) else { continue };
-        let count = match status(&agent, now, offline_after) {
-            "offline" => &mut load.agents.offline,
-            "errored" => &mut load.agents.errored,
-            "busy" => &mut load.agents.busy,
-            _ => &mut load.agents.idle,
-        };
-        *count += 1;
+        count(&mut load.agents, agents::status(&agent, now, offline_after));
     }
     Ok(loads)
+}
+
+/// Adds one agent of that status.
+pub fn count(counts: &mut AgentCounts, status: AgentStatus) {
+    *match status {
+        AgentStatus::Idle => &mut counts.idle,
+        AgentStatus::Busy => &mut counts.busy,
+        AgentStatus::Errored => &mut counts.errored,
+        AgentStatus::Offline => &mut counts.offline,
+    } += 1;
 }
 
 /// A member of a to-many relationship that is not there.

@@ -1,0 +1,9 @@
+//! `/workspaces`: found, created, linked to pools.
+
+use axum::Router;
+
+use crate::server::app::App;
+
+pub(super) fn router() -> Router<App> {
+    Router::new()
+}
