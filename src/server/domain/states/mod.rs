@@ -2,9 +2,13 @@
 //! outputs are sealed by the vault before they are stored.
 
 pub mod content;
+mod read;
 mod snapshot;
+mod write;
 
+pub use read::{Form, bytes, current, find, list, output, output_id};
 pub use snapshot::{current_for_run, record_run_snapshot};
+pub use write::{NewState, create, upload, upload_json};
 
 use md5::{Digest, Md5};
 use sqlx::AnyConnection;
@@ -22,6 +26,9 @@ use crate::{
     },
 };
 use content::Content;
+
+/// The class in error texts.
+pub const CLASS: &str = "State version";
 
 /// MD5 as the TFE API has it: lower-case hexadecimal.
 #[must_use]
