@@ -1,0 +1,164 @@
+# shellcheck shell=bash
+# What the tests need beside this tree, for tests/run: checked, and on Debian as root installed. Sourced, not run.
+#
+# prepare QUICK   makes everything ready; counts what stays missing in $missing and names each with the mend
+# stop_docker     stops the Docker engine if prepare started it
+
+TOFU_VERSION=1.12.6
+TERRAFORM_VERSION=1.11.4
+GO_VERSION=1.26.8
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/terrapool-test
+
+missing=0
+dockerd_pid=
+
+lacks() {
+    missing=$((missing + 1))
+    echo "missing: $*" >&2
+}
+
+# install PACKAGE…: with apt, where that is possible. Says nothing when it is not: the caller names what is missing.
+install() {
+    [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 1
+    echo "installing $*"
+    {
+        [ -n "$(find /var/lib/apt/lists -name '*_Packages*' -mmin -1440 -print -quit 2>/dev/null)" ] || apt-get update
+        DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@"
+    } >>"$logs/install.log" 2>&1 </dev/null
+}
+
+# need COMMAND PACKAGE WHY: the command is there, or gets installed.
+need() {
+    command -v "$1" >/dev/null && return
+    install "$2" && command -v "$1" >/dev/null && return
+    lacks "$1 ($3): install the package $2 (see $logs/install.log)"
+}
+
+need_rust() {
+    local part
+    command -v cargo >/dev/null || {
+        lacks "cargo: install Rust $(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer, see https://rustup.rs"
+        return
+    }
+    for part in fmt clippy; do
+        cargo "$part" --version >/dev/null 2>&1 && continue
+        command -v rustup >/dev/null && rustup component add rustfmt clippy >>"$logs/install.log" 2>&1
+        cargo "$part" --version >/dev/null 2>&1 || lacks "cargo $part: rustup component add rustfmt clippy"
+    done
+}
+
+need_compiler() {
+    need cc gcc "compiles SQLite and ring"
+    # The runner is linked statically.
+    [ -n "$(cc -print-file-name=libc.a 2>/dev/null | grep /)" ] || install libc6-dev || lacks "libc.a: install the package libc6-dev"
+}
+
+# Busybox gives the test images a shell. It must be static: those images have no library.
+need_busybox() {
+    need busybox busybox-static "the shell of the test images"
+}
+
+# Go new enough to fetch the version that go.mod names; the module proxy serves the toolchain itself.
+need_go() {
+    local zip arch sum
+    export PATH="$PATH:/usr/local/go/bin:$cache/go/$GO_VERSION/bin"
+    command -v go >/dev/null && [[ $(go env GOVERSION) =~ ^go1\.([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -ge 21 ] && return
+    export PATH="$cache/go/$GO_VERSION/bin:$PATH"
+    command -v go >/dev/null && [ "$(go env GOVERSION)" = "go$GO_VERSION" ] && return
+    case $(uname -m) in
+        x86_64) arch=amd64 sum=30c2b1bf7dcc88d3eb0a1364e47ddd9128edb3110a30e8a0ef61cd5856b31de7 ;;
+        aarch64) arch=arm64 sum=02b36b6787b3ac767668f630e2998df45a3b1f9ffee08d1bf3ef6487cd658d99 ;;
+        *) lacks "go $GO_VERSION (builds tofu): see https://go.dev/dl"; return 1 ;;
+    esac
+    need curl curl "fetches Go"
+    need unzip unzip "unpacks Go"
+    echo "fetching Go $GO_VERSION"
+    zip=$cache/go.zip
+    mkdir -p "$cache/go" &&
+        curl -fsSL --retry 3 -o "$zip" "https://proxy.golang.org/golang.org/toolchain/@v/v0.0.1-go$GO_VERSION.linux-$arch.zip" &&
+        echo "$sum  $zip" | sha256sum --check --status &&
+        rm -rf "$cache/go/unpacked" && unzip -q "$zip" -d "$cache/go/unpacked" &&
+        chmod -R +x "$cache"/go/unpacked/golang.org/*/bin "$cache"/go/unpacked/golang.org/*/pkg/tool &&
+        mv "$cache"/go/unpacked/golang.org/* "$cache/go/$GO_VERSION" &&
+        rm -rf "$zip" "$cache/go/unpacked" && return
+    lacks "go $GO_VERSION (builds tofu): see https://go.dev/dl"
+    return 1
+}
+
+# build_engine NAME VERSION PACKAGE LDFLAGS: builds the command of tests/NAME/go.mod into the cache.
+build_engine() {
+    local name=$1 directory=$cache/$1/$2
+    [ -x "$directory/$name" ] && return
+    need_go || return
+    mkdir -p "$directory"
+    # Under a name of its own until complete, so that an interrupted build is not taken for the engine.
+    part "$name" env -C "tests/$name" CGO_ENABLED=0 GOFLAGS=-mod=readonly \
+        go build -trimpath -ldflags "-s -w $4" -o "../../$logs/$name.new" "$3" &&
+        mv "$logs/$name.new" "$directory/$name" &&
+        printf '%-14s %6s  built in %s\n' "$name" "$part_took" "$directory" && return
+    tail -n 20 "$logs/$name.log" | sed 's/^/    /'
+    lacks "$name $2: put it on PATH, or mend what $logs/$name.log says"
+}
+
+need_engines() {
+    build_engine tofu "$TOFU_VERSION" github.com/opentofu/opentofu/cmd/tofu "-X github.com/opentofu/opentofu/version.dev=no"
+    command -v terraform >/dev/null ||
+        build_engine terraform "$TERRAFORM_VERSION" github.com/hashicorp/terraform "-X github.com/hashicorp/terraform/version.dev=no"
+}
+
+docker_answers() {
+    docker info >/dev/null 2>&1
+}
+
+# The engine on its usual socket: one that runs is used as it is, otherwise the system's or one of ours is started.
+need_docker() {
+    local tries
+    need docker docker.io "runs the containers of the tests" || return
+    docker_answers && return
+    command -v dockerd >/dev/null || install docker.io iptables ||
+        { lacks "dockerd (runs the containers of the tests): install the package docker.io"; return; }
+    command -v iptables >/dev/null || install iptables
+    if [ -d /run/systemd/system ]; then
+        systemctl start docker >>"$logs/install.log" 2>&1
+    elif [ "$(id -u)" -eq 0 ]; then
+        echo "starting dockerd"
+        # A session of its own: Ctrl-C must reach the tests, which clean up with its help, before it.
+        setsid dockerd >"$logs/dockerd.log" 2>&1 </dev/null {docker_lock}>&- &
+        dockerd_pid=$!
+    fi
+    for tries in {1..120}; do
+        docker_answers && return
+        [ -n "$dockerd_pid" ] && ! kill -0 "$dockerd_pid" 2>/dev/null && break
+        sleep 0.5
+    done
+    lacks "a Docker engine that answers \`docker info\`: start it, or see $logs/dockerd.log ($tries tries)"
+}
+
+stop_docker() {
+    [ -n "$dockerd_pid" ] || return
+    # Another test run may have found this engine and be using it.
+    exec {docker_lock}>&-
+    if flock --exclusive --nonblock "$cache/docker.lock" true; then
+        kill "$dockerd_pid" 2>/dev/null
+        wait "$dockerd_pid" 2>/dev/null
+    else
+        echo "dockerd (process $dockerd_pid) keeps running: another test run uses it"
+    fi
+    dockerd_pid=
+}
+
+prepare() {
+    mkdir -p "$cache"
+    need_rust
+    need_compiler
+    need git git "used by the tests"
+    if [ -z "$1" ]; then
+        exec {docker_lock}>"$cache/docker.lock"
+        flock --shared "$docker_lock"
+        trap stop_docker EXIT
+        need_busybox
+        need_docker
+        need_engines
+    fi
+    [ "$missing" -eq 0 ]
+}
