@@ -2,6 +2,7 @@
 //! every call has a deadline. No retries here: callers know how long an attempt is worth repeating.
 
 pub mod agent;
+pub mod iacp;
 
 use std::time::Duration;
 

@@ -1,0 +1,222 @@
+//! Client of `/api/iacp/v3`: pools, their tokens and agents, environments, workspaces. Works against our own
+//! server and scalr.io. Every call has a deadline; reads are tried again when the server is overloaded,
+//! writes never: whoever reconciles looks first and comes again.
+
+mod pools;
+mod workspaces;
+
+use std::{sync::Arc, time::Duration};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use reqwest::{Client, Method, StatusCode, Url};
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+pub use pools::{Agent, Pool, PoolToken};
+pub use workspaces::{Environment, Workspace};
+
+use super::{Refusal, success_or_refusal};
+use crate::{
+    api::iacp::BASE,
+    jsonapi::{CONTENT_TYPE, Document, Resource},
+};
+
+/// Deadline of one call.
+const CALL: Duration = Duration::from_secs(20);
+
+/// A read that the server is too busy for is tried this often in all.
+const READS: usize = 4;
+
+/// Rows per page of a list: the most that servers give.
+const PAGE_SIZE: u32 = 100;
+
+/// Why a call did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{title}")]
+    NotFound { title: String },
+    /// The object's state does not allow it.
+    #[error("{detail}")]
+    Conflict { detail: String },
+    /// The request is not acceptable; `pointer` says which member.
+    #[error("{detail}")]
+    Invalid { pointer: Option<String>, detail: String },
+    #[error("the control plane refuses the token: {detail}")]
+    Unauthorized { detail: String },
+    #[error("the control plane at {host} cannot be reached")]
+    Unreachable { host: String, source: reqwest::Error },
+    #[error("the control plane cannot answer now: {refusal}")]
+    Unavailable { refusal: Box<Refusal> },
+    #[error("the control plane answered unexpectedly: {refusal}")]
+    Unexpected { refusal: Box<Refusal> },
+    #[error("the control plane's answer could not be understood")]
+    Decode { source: serde_json::Error },
+    #[error("`{path}` makes no address")]
+    Address { path: String },
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// The same call may succeed later without anybody changing anything.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Unavailable { .. })
+    }
+
+    fn from_refusal(refusal: Refusal) -> Self {
+        if refusal.is_transient() {
+            return Self::Unavailable { refusal: Box::new(refusal) };
+        }
+        let detail = refusal.error.detail.clone().unwrap_or_else(|| refusal.error.title.clone());
+        match refusal.status {
+            StatusCode::UNAUTHORIZED => Self::Unauthorized { detail },
+            StatusCode::CONFLICT => Self::Conflict { detail },
+            // A relationship to something unknown is a 404 with a pointer: a fault of the request.
+            StatusCode::NOT_FOUND if refusal.error.source.is_none() => Self::NotFound { title: refusal.error.title },
+            StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY => {
+                Self::Invalid { pointer: refusal.error.source.and_then(|source| source.pointer), detail }
+            }
+            _ => Self::Unexpected { refusal: Box::new(refusal) },
+        }
+    }
+}
+
+/// A control plane and a token for it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ControlPlane(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    base: Url,
+    token: SecretString,
+    http: Client,
+}
+
+impl ControlPlane {
+    /// `base` is the server's address without a path, as `https://terrapool.example.com`.
+    #[must_use]
+    pub fn new(base: Url, token: SecretString, http: Client) -> Self {
+        Self(Arc::new(Inner { base, token, http }))
+    }
+
+    /// The server's address.
+    #[must_use]
+    pub fn base(&self) -> &Url {
+        &self.0.base
+    }
+
+    fn url(&self, path: &str, query: &[(&str, &str)]) -> Result<Url> {
+        let address = || Error::Address { path: path.to_owned() };
+        let mut url = self.0.base.join(&format!("{BASE}/{path}")).map_err(|_| address())?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        Ok(url)
+    }
+
+    /// One call; the body of the answer.
+    async fn call(&self, method: Method, url: Url, body: Option<&Value>) -> Result<Vec<u8>> {
+        let unreachable = |source: reqwest::Error| Error::Unreachable {
+            host: self.0.base.host_str().unwrap_or_default().to_owned(),
+            source: source.without_url(),
+        };
+        let mut request = self
+            .0
+            .http
+            .request(method, url)
+            .timeout(CALL)
+            .bearer_auth(self.0.token.expose_secret())
+            .header(reqwest::header::ACCEPT, CONTENT_TYPE);
+        if let Some(body) = body {
+            request = request.header(reqwest::header::CONTENT_TYPE, CONTENT_TYPE).body(body.to_string());
+        }
+        let response = request.send().await.map_err(unreachable)?;
+        let response = success_or_refusal(response, CALL).await.map_err(Error::from_refusal)?;
+        Ok(response.bytes().await.map_err(unreachable)?.to_vec())
+    }
+
+    /// A read, tried again with growing pauses while the server is overloaded.
+    async fn read<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T> {
+        let url = self.url(path, query)?;
+        let mut pauses = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(200))
+            .with_jitter()
+            .with_max_times(READS - 1)
+            .build();
+        loop {
+            let error = match self.call(Method::GET, url.clone(), None).await {
+                Ok(body) => return serde_json::from_slice(&body).map_err(|source| Error::Decode { source }),
+                Err(error) => error,
+            };
+            let wanted = match &error {
+                Error::Unavailable { refusal } => refusal.retry_after,
+                _ => return Err(error),
+            };
+            match pauses.next() {
+                Some(pause) => tokio::time::sleep(wanted.map_or(pause, |wanted| wanted.min(CALL))).await,
+                None => return Err(error),
+            }
+        }
+    }
+
+    /// The resource at `path`; `None` when it is not there.
+    async fn find(&self, path: &str) -> Result<Option<Resource>> {
+        match self.read::<Document<Resource>>(path, &[]).await {
+            Ok(document) => Ok(Some(document.data)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All pages of a list.
+    async fn list(&self, path: &str, filters: &[(&str, &str)]) -> Result<Vec<Resource>> {
+        let mut all = Vec::new();
+        let size = PAGE_SIZE.to_string();
+        for number in 1_u32.. {
+            let number = number.to_string();
+            let query = [filters, &[("page[number]", number.as_str()), ("page[size]", size.as_str())]].concat();
+            let document: Document<Vec<Resource>> = self.read(path, &query).await?;
+            let last = document.data.is_empty() || next_page(document.meta.as_ref()).is_none();
+            all.extend(document.data);
+            if last {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Creates or updates; the resource as the server has it now.
+    async fn write(&self, method: Method, path: &str, resource: &Resource) -> Result<Resource> {
+        let body = serde_json::to_value(Document::new(resource)).map_err(|source| Error::Decode { source })?;
+        let answer = self.call(method, self.url(path, &[])?, Some(&body)).await?;
+        let document: Document<Resource> =
+            serde_json::from_slice(&answer).map_err(|source| Error::Decode { source })?;
+        Ok(document.data)
+    }
+
+    /// Deletes; fine when it is not there.
+    async fn delete(&self, path: &str) -> Result<()> {
+        match self.call(Method::DELETE, self.url(path, &[])?, None).await {
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn next_page(meta: Option<&Value>) -> Option<u64> {
+    meta?.get("pagination")?.get("next-page")?.as_u64()
+}
+
+/// The resource's id as a typed one.
+fn id_of<T: std::str::FromStr>(resource: &Resource) -> Result<T> {
+    let text = resource.id.as_deref().unwrap_or_default();
+    parse_id(text)
+}
+
+fn parse_id<T: std::str::FromStr>(text: &str) -> Result<T> {
+    text.parse().map_err(|_| Error::Decode {
+        source: serde::de::Error::custom(format!("`{text}` is no identifier of the expected kind")),
+    })
+}
