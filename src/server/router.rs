@@ -21,6 +21,7 @@ pub fn router(app: App) -> Router {
     Router::new()
         .merge(api::agent::router())
         .merge(api::iacp::router())
+        .merge(api::tfe::router())
         .merge(metrics::router())
         .merge(ui::router())
         .fallback(unknown_path)

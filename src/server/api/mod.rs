@@ -4,3 +4,4 @@ pub mod agent;
 pub mod discovery;
 pub mod document;
 pub mod iacp;
+pub mod tfe;

@@ -22,6 +22,7 @@ use crate::{
         run_state::{self, RunEvent, RunState},
     },
     ids::{AccountId, ApplyId, ConfigurationVersionId, PlanId, RunId, UserId, WorkspaceId},
+    jsonapi::Page,
     server::{
         app::AppState,
         error::{Error, Result},
@@ -148,6 +149,16 @@ pub async fn get_visible(connection: &mut AnyConnection, account: &AccountId, id
         return Err(hidden());
     }
     Ok((run, workspace))
+}
+
+/// A page of a workspace's runs, newest first; and how many there are.
+///
+/// # Errors
+/// Those of the database.
+pub async fn list(connection: &mut AnyConnection, workspace: &WorkspaceId, page: Page) -> Result<(Vec<Run>, i64)> {
+    let total = store::runs::count_of_workspace(connection, workspace).await?;
+    let runs = store::runs::of_workspace(connection, workspace, i64::from(page.size), page.offset()).await?;
+    Ok((runs, total))
 }
 
 /// Confirms a planned run: its apply is queued.
