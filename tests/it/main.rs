@@ -1,4 +1,9 @@
-//! The one integration test binary.
+//! The one integration test binary. One module a line, sorted; `forgotten.rs` finds files that are not listed.
 
+#![expect(unreachable_pub, reason = "a program of tests exports nothing; `pub` says that its other files use it")]
+#![expect(clippy::unwrap_used, reason = "what fails in a test's set-up fails the test, with the line where")]
+
+mod architecture;
+mod forgotten;
 mod queue_leases;
 mod support;

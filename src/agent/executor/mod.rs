@@ -150,7 +150,7 @@ pub enum Error {
     NoDocker {
         host: String,
         #[source]
-        source: Box<bollard::errors::Error>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     #[error("the image {image} cannot be used: {detail}")]
     Image { image: String, detail: String },
@@ -158,7 +158,7 @@ pub enum Error {
     Docker {
         doing: String,
         #[source]
-        source: Box<bollard::errors::Error>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     #[error("{0}")]
     Refused(String),

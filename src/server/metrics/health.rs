@@ -9,12 +9,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use sqlx::Executor;
 
 use super::scrape;
 use crate::{
     server::{
-        app::{App, AppState},
+        app::App,
         auth::UserAuth,
         error::{Error, Result},
     },
@@ -43,7 +42,7 @@ async fn readyz(State(app): State<App>) -> Response {
     if app.closing.is_cancelled() {
         pending.push("shutting down");
     }
-    match tokio::time::timeout(DATABASE_DEADLINE, database(&app)).await {
+    match tokio::time::timeout(DATABASE_DEADLINE, app.store.ping()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::warn!(error = %Chain(&error), "the database does not answer");
@@ -55,11 +54,6 @@ async fn readyz(State(app): State<App>) -> Response {
         return "ready\n".into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", pending.join(", "))).into_response()
-}
-
-async fn database(app: &AppState) -> Result<(), crate::server::store::Error> {
-    app.store.read().await?.execute("SELECT 1").await?;
-    Ok(())
 }
 
 /// Pools' names are nobody else's business: it takes a user's token, which Prometheus can send.

@@ -135,6 +135,15 @@ impl Store {
         Ok(WriteTx { tx: self.writer.begin_with(self.begin).await?, _turn: turn })
     }
 
+    /// Asks the database for a sign of life.
+    ///
+    /// # Errors
+    /// When it gives none.
+    pub async fn ping(&self) -> Result<()> {
+        self.readers.acquire().await?.execute("SELECT 1").await?;
+        Ok(())
+    }
+
     /// Finishes open statements and closes the files.
     pub async fn close(&self) {
         self.readers.close().await;

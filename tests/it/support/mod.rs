@@ -2,3 +2,4 @@
 
 pub mod app;
 pub mod sim_agent;
+pub mod sources;
