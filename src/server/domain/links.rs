@@ -16,35 +16,29 @@ use crate::{
 /// The relationship of a workspace that names its pool.
 pub const RELATION: &str = "agent-pool";
 
-/// Links `workspace` to the pool with the id `pool`, or with `None` to no pool. Says whether that changed
-/// anything: then [`reroute`] has to look at the workspace's waiting runs.
+/// Links `workspace` to the pool with the id `pool`, or with `None` to no pool; its waiting runs follow.
 ///
 /// # Errors
 /// 404 for an unknown pool, 422 for one that may not serve the workspace's environment.
-pub async fn set(
-    connection: &mut AnyConnection,
-    account: &AccountId,
-    workspace: &WorkspaceId,
-    pool: Option<&str>,
-    now: i64,
-) -> Result<bool> {
-    let workspace = find(connection, account, workspace.as_str())
+pub async fn set(unit: &mut Unit<'_>, account: &AccountId, workspace: &WorkspaceId, pool: Option<&str>) -> Result<()> {
+    let workspace = find(unit, account, workspace.as_str())
         .await?
         .ok_or_else(|| Error::not_found("Workspace", workspace.as_str()))?;
     let pool = match pool {
         None => None,
         Some(id) => {
             let unknown = |_| Error::missing_relation(RELATION, pools::CLASS, id);
-            let pool = pools::find(connection, account, id).await.map_err(unknown)?;
+            let pool = pools::find(unit, account, id).await.map_err(unknown)?;
             check(&pool, &workspace, RELATION)?;
             Some(pool.id)
         }
     };
-    if workspace.pool_id == pool {
-        return Ok(false);
+    if workspace.pool_id != pool {
+        let now = unit.now;
+        store::links::set(unit, &workspace.id, pool.as_ref(), now).await?;
+        reroute(unit, Some(&workspace.id)).await?;
     }
-    store::links::set(connection, &workspace.id, pool.as_ref(), now).await?;
-    Ok(true)
+    Ok(())
 }
 
 /// Makes `workspaces` the ones that are linked to `pool`, and no others; returns those that changed.

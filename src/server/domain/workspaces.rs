@@ -187,11 +187,8 @@ fn apply(workspace: &mut Workspace, settings: &Settings) -> Result<()> {
 
 /// The link to a pool, and whether the execution mode can be what was asked for.
 async fn link(unit: &mut Unit<'_>, account: &AccountId, workspace: &Workspace, settings: &Settings) -> Result<()> {
-    let now = unit.now;
-    if let Some(pool) = &settings.pool
-        && links::set(unit, account, &workspace.id, pool.as_deref(), now).await?
-    {
-        runs::advance(unit, &workspace.id).await?;
+    if let Some(pool) = &settings.pool {
+        links::set(unit, account, &workspace.id, pool.as_deref()).await?;
     }
     if settings.execution == Some(Execution::Agent) {
         let workspace = find(unit, account, &workspace.id).await?.workspace;

@@ -23,6 +23,7 @@ pub mod jobs;
 pub mod links;
 pub mod lists;
 pub mod logs;
+pub mod overview;
 pub mod pools;
 pub mod rows;
 pub mod runs;

@@ -9,7 +9,7 @@ use crate::{
     server::domain::model::{Cancel, Run, StageRow, StageStatus},
 };
 
-fn run(row: &AnyRow) -> Result<Run> {
+pub(super) fn run(row: &AnyRow) -> Result<Run> {
     Ok(Run {
         id: row.id("id")?,
         workspace_id: row.id("workspace_id")?,
