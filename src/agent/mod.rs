@@ -1,7 +1,413 @@
 //! The agent: takes jobs from the control plane and runs each stage in a container or process of its own.
+//!
+//! [`run`] registers, takes up the jobs that an earlier process left, and then has three things going: the
+//! heartbeat ([`heartbeat`]), the claims ([`poller`]) and one supervisor per job ([`job`]). All that must survive
+//! a crash lies in the data directory before anybody hears of it.
 
 pub mod engine;
 pub mod executor;
 pub mod jobdir;
 pub mod result;
 pub mod steps;
+
+mod backoff;
+mod ending;
+mod heartbeat;
+mod identity;
+mod job;
+mod jobs;
+mod logs;
+mod neutralise;
+mod poller;
+mod record;
+mod remote;
+mod state;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rand::RngExt;
+use reqwest::Url;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    backoff::Backoff,
+    executor::{Connected, Executor, Settings},
+    identity::{DataLock, Identity, Registration},
+    jobdir::JobDir,
+    jobs::Jobs,
+    record::JobRecord,
+};
+use crate::{
+    api::{
+        agent::{ExecutorKind, JobRef, RegisterRequest},
+        job::Stage,
+    },
+    client::{self, agent::AgentClient},
+    clock::Clock,
+    http,
+    ids::AgentId,
+    shutdown::Shutdown,
+    telemetry::Chain,
+};
+
+/// How long a stopping agent tries to deliver what its jobs left, after they ended.
+const DELIVERY: Duration = Duration::from_secs(20);
+
+/// How long the agent tries to sign off.
+const SIGN_OFF: Duration = Duration::from_secs(5);
+
+/// Everything that an agent is started with.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Address of the control plane.
+    pub server: Url,
+    /// The pool token: registers the agent, and is used for nothing else.
+    pub token: SecretString,
+    /// Unique in the pool.
+    pub name: String,
+    /// Jobs at once; at least one.
+    pub slots: u32,
+    /// Absolute; for this agent alone.
+    pub data: PathBuf,
+    /// PEM file of certificates trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    pub labels: BTreeMap<String, String>,
+    /// Stages that this agent accepts.
+    pub stages: Vec<Stage>,
+    /// Run containers are started as root: shown wherever the agent is shown.
+    pub run_as_root: bool,
+    /// Most bytes that are shipped of one stage's log.
+    pub log_limit: u64,
+    /// How stages are run; `data` and `instance` in it are set by [`run`].
+    pub executor: Settings,
+}
+
+impl AgentConfig {
+    /// One slot, both stages, an executor as found.
+    #[must_use]
+    pub fn new(server: Url, token: SecretString, name: String, data: PathBuf) -> Self {
+        Self {
+            server,
+            token,
+            name,
+            slots: 1,
+            executor: Settings::new(data.clone(), String::new()),
+            data,
+            ca_file: None,
+            labels: BTreeMap::new(),
+            stages: vec![Stage::Plan, Stage::Apply],
+            run_as_root: false,
+            log_limit: logs::DEFAULT_LIMIT,
+        }
+    }
+}
+
+/// What [`run`] tells once the agent takes jobs.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    pub agent_id: AgentId,
+    pub pool_name: String,
+    pub executor: ExecutorKind,
+    /// One plain sentence for the user when the executor is less than was hoped for.
+    pub warning: Option<String>,
+}
+
+/// Why the agent could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    #[error("could not set up the connection to the control plane")]
+    Http(#[from] http::Error),
+    #[error("no stage could be run on this host")]
+    Executor(#[from] executor::Error),
+    #[error("could not take up the jobs that are left in {path}")]
+    Recover { path: String, source: jobdir::Error },
+    #[error("the agent ends")]
+    Fatal(#[from] Fatal),
+    /// The second signal came while jobs were running.
+    #[error("the agent was stopped while jobs were running; what could not be delivered is kept in {path}")]
+    Undelivered { path: String },
+}
+
+/// Why the control plane does not have this agent.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    #[error("the control plane does not accept the pool token ({detail}); give the agent a valid one (--token)")]
+    Token { detail: String },
+    #[error("could not register at the control plane")]
+    Register { source: client::agent::Error },
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+}
+
+impl Fatal {
+    /// Whether trying again cannot help.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Token { .. } => true,
+            Self::Register { source } => !source.is_unavailable(),
+            Self::Identity(_) => false,
+        }
+    }
+}
+
+/// What all parts of a running agent share.
+#[derive(Debug)]
+struct Agent {
+    config: AgentConfig,
+    client: AgentClient,
+    executor: Executor,
+    identity: tokio::sync::Mutex<Identity>,
+    jobs: Jobs,
+    clock: Clock,
+    shutdown: Shutdown,
+    /// The control plane wants no new jobs here.
+    cordoned: watch::Sender<bool>,
+    /// Nothing can be delivered any more.
+    halt: CancellationToken,
+    /// The last job is over: heartbeats may end.
+    done: CancellationToken,
+    /// Why no jobs can be taken, when that is so.
+    trouble: Mutex<Option<String>>,
+    heartbeat_ms: AtomicU64,
+    _lock: DataLock,
+}
+
+/// Runs an agent until it is told to end: `shutdown.drain` lets its jobs finish, `shutdown.stop` interrupts them.
+///
+/// `on_ready` is called once, when the agent takes jobs.
+///
+/// # Errors
+/// When it cannot start, when its pool token is not accepted, and when it had to leave undelivered work behind.
+pub async fn run(config: AgentConfig, shutdown: Shutdown, on_ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+    let lock = DataLock::take(&config.data)?;
+    let identity = Identity::load(&config.data).await?;
+    let client = AgentClient::new(http::client(config.ca_file.as_deref())?, &config.server, config.token.clone());
+    let settings =
+        Settings { data: config.data.clone(), instance: identity.instance.clone(), ..config.executor.clone() };
+    let Connected { executor, warning } = Executor::connect(settings).await?;
+    if let Some(warning) = &warning {
+        tracing::warn!("{warning}");
+    }
+    let agent = Arc::new(Agent {
+        client,
+        executor,
+        identity: tokio::sync::Mutex::new(identity),
+        jobs: Jobs::default(),
+        clock: Clock::real(),
+        shutdown,
+        cordoned: watch::Sender::new(false),
+        halt: CancellationToken::new(),
+        done: CancellationToken::new(),
+        trouble: Mutex::new(None),
+        heartbeat_ms: AtomicU64::new(10_000),
+        config,
+        _lock: lock,
+    });
+    let Some(registration) = agent.sign_on().await? else { return Ok(()) };
+    recover(&agent).await?;
+    let ready = Ready {
+        agent_id: registration.agent_id,
+        pool_name: registration.pool_name,
+        executor: agent.executor.kind(),
+        warning,
+    };
+    tracing::info!(agent = %ready.agent_id, pool = %ready.pool_name, executor = ready.executor.as_str(), "the agent is ready");
+    on_ready(&ready);
+    work(&agent).await
+}
+
+/// Takes up the jobs of an earlier process, and removes what is left of others.
+async fn recover(agent: &Arc<Agent>) -> Result<(), Error> {
+    let data = &agent.config.data;
+    let failed = |source| Error::Recover { path: data.display().to_string(), source };
+    let found = JobDir::scan(data).await.map_err(failed)?;
+    let keep: Vec<JobRef> =
+        found.iter().map(|(spec, _)| JobRef { job_id: spec.job_id.clone(), epoch: spec.epoch }).collect();
+    if let Err(error) = JobRecord::sweep(data, |id| keep.iter().any(|job| job.job_id.as_str() == id)).await {
+        tracing::warn!(%error, "records of old jobs could not be removed");
+    }
+    match agent.executor.sweep(&keep).await {
+        Ok(swept) => swept.iter().for_each(|job| tracing::warn!(%job, "removed what was left of a job")),
+        Err(error) => tracing::warn!(error = %Chain(&error), "what is left of old jobs could not be removed"),
+    }
+    for (spec, dir) in found {
+        tracing::info!(job = %spec.job_id, epoch = spec.epoch, "going on with a job of an earlier process");
+        job::resume(agent, spec, dir);
+    }
+    Ok(())
+}
+
+async fn work(agent: &Arc<Agent>) -> Result<(), Error> {
+    let heartbeat = {
+        let agent = agent.clone();
+        async move {
+            let fatal = heartbeat::run(&agent).await;
+            if fatal.is_some() {
+                agent.shutdown.drain.cancel();
+                agent.halt.cancel();
+            }
+            fatal
+        }
+    };
+    let jobs = async {
+        poller::run(agent).await;
+        tracing::info!(jobs = agent.jobs.count(), "the agent takes no new jobs");
+        tokio::select! {
+            () = agent.jobs.until(|count| count == 0) => {}
+            () = stop_in_time(agent) => {}
+        }
+        agent.done.cancel();
+    };
+    let (fatal, ()) = tokio::join!(heartbeat, jobs);
+    if let Some(fatal) = fatal {
+        return Err(fatal.into());
+    }
+    if agent.jobs.count() > 0 || agent.halt.is_cancelled() {
+        return Err(Error::Undelivered { path: agent.config.data.display().to_string() });
+    }
+    agent.sign_off().await;
+    Ok(())
+}
+
+/// After the second signal: jobs get their grace time and a while to deliver, then they are left on the disk.
+async fn stop_in_time(agent: &Agent) {
+    agent.shutdown.stop.cancelled().await;
+    tokio::time::sleep(agent.config.executor.grace + DELIVERY).await;
+    agent.halt.cancel();
+    // The supervisors leave as soon as they see it; they only put down what they hold.
+    drop(tokio::time::timeout(DELIVERY, agent.jobs.until(|count| count == 0)).await);
+}
+
+impl Agent {
+    fn slots(&self) -> usize {
+        usize::try_from(self.config.slots.max(1)).unwrap_or(usize::MAX)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says whether that is news.
+    fn set_trouble(&self, trouble: Option<String>) -> bool {
+        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = *known != trouble;
+        *known = trouble;
+        news
+    }
+
+    async fn sleep_or_drain(&self, wait: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = self.shutdown.drain.cancelled() => {}
+        }
+    }
+
+    /// The stored registration when it still fits, else a new one; `None`: told to end before that.
+    async fn sign_on(&self) -> Result<Option<Registration>, Error> {
+        let stored = self.identity.lock().await.registration.clone();
+        if let Some(registration) = stored.filter(|stored| stored.fingerprint == self.fingerprint()) {
+            self.adopt(&registration);
+            return Ok(Some(registration));
+        }
+        let mut backoff = Backoff::default();
+        loop {
+            let registered = tokio::select! {
+                registered = self.register() => registered,
+                () = self.shutdown.drain.cancelled() => return Ok(None),
+            };
+            match registered {
+                Ok(()) => return Ok(self.identity.lock().await.registration.clone()),
+                Err(error) if error.is_final() => return Err(error.into()),
+                Err(error) => {
+                    tracing::warn!(error = %Chain(&error), "the agent is not registered yet; trying again");
+                    self.sleep_or_drain(backoff.next(None)).await;
+                }
+            }
+        }
+    }
+
+    /// Registers and stores who the agent is now.
+    async fn register(&self) -> Result<(), Fatal> {
+        let mut identity = self.identity.lock().await;
+        let AgentConfig { name, slots, labels, run_as_root, .. } = &self.config;
+        let os_release = tokio::fs::read_to_string("/etc/os-release").await.unwrap_or_default();
+        let request = RegisterRequest {
+            name: name.clone(),
+            instance: identity.instance.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            os: identity::os_name(&os_release),
+            platform: identity::platform(),
+            executor: self.executor.kind(),
+            run_as_root: *run_as_root,
+            slots: (*slots).max(1),
+            labels: labels.clone(),
+        };
+        let answer = self.client.register(&self.config.token, &request).await.map_err(|source| match source {
+            client::agent::Error::Unauthorized { detail } => Fatal::Token { detail },
+            source => Fatal::Register { source },
+        })?;
+        let registration = Registration::new(self.fingerprint(), answer);
+        self.adopt(&registration);
+        identity.registration = Some(registration);
+        // Unstored, the next start registers once more, which is as good.
+        if let Err(error) = identity.store(&self.config.data).await {
+            tracing::warn!(error = %Chain(&error), "the registration could not be stored");
+        }
+        Ok(())
+    }
+
+    fn adopt(&self, registration: &Registration) {
+        self.client.set_token(registration.agent_token.clone());
+        self.heartbeat_ms.store(registration.heartbeat_ms, Ordering::Relaxed);
+        tracing::debug!(lease_ms = registration.lease_ms, heartbeat_ms = registration.heartbeat_ms, "registered");
+    }
+
+    /// Of everything that a registration tells the control plane.
+    fn fingerprint(&self) -> String {
+        let AgentConfig { server, token, name, slots, labels, run_as_root, .. } = &self.config;
+        let (slots, root) = (slots.to_string(), run_as_root.to_string());
+        let mut parts = vec![
+            server.as_str(),
+            token.expose_secret(),
+            name,
+            &slots,
+            &root,
+            self.executor.kind().as_str(),
+            env!("CARGO_PKG_VERSION"),
+        ];
+        parts.extend(labels.iter().flat_map(|(key, value)| [key.as_str(), value.as_str()]));
+        identity::fingerprint(parts)
+    }
+
+    /// The agent leaves for good: the control plane need not wait for its silence.
+    async fn sign_off(&self) {
+        match tokio::time::timeout(SIGN_OFF, self.client.deregister()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "the agent could not sign off"),
+            Err(_) => tracing::warn!("the control plane was too slow to sign the agent off"),
+        }
+        let mut identity = self.identity.lock().await;
+        identity.registration = None;
+        if let Err(error) = identity.store(&self.config.data).await {
+            tracing::warn!(error = %Chain(&error), "the end of the registration could not be stored");
+        }
+        tracing::info!("the agent has ended");
+    }
+}
+
+/// 128 random bits as text.
+fn random_text() -> String {
+    rand::rng().random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,6 +1,7 @@
 //! Client of `/api/agent/v1`. Large bodies stream from and to files; nothing is buffered whole.
 
 use std::{
+    io::Seek,
     path::Path,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -10,7 +11,11 @@ use bytes::Bytes;
 use reqwest::{Body, Client, Method, RequestBuilder, Response, StatusCode, Url, header::CONTENT_LENGTH};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{fs::File, io::AsyncWriteExt, time::timeout};
+use tokio::{
+    fs::File,
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 use tokio_util::io::ReaderStream;
 
 use super::{Refusal, success_or_refusal};
@@ -37,10 +42,21 @@ const IDLE: Duration = Duration::from_secs(30);
 /// Slowest transfer that is waited for, in bytes per second; slower ones are cut and tried again.
 const SLOWEST: u64 = 32 * 1024;
 
+/// Deadline of a call whose answer is a state.
+const LARGE_CALL: Duration = Duration::from_secs(5 * 60);
+
 /// Longest time that one download may take in all.
 const DOWNLOAD: Duration = Duration::from_secs(2 * 60 * 60);
 
 type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What is stored at the control plane.
+#[derive(Debug)]
+pub enum Upload {
+    Bytes(Bytes),
+    /// Sent from its start on, in pieces.
+    File(std::fs::File),
+}
 
 /// Why a call did not do its work, told apart by what the agent has to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +88,7 @@ pub enum Error {
     #[error("the control plane was too slow to {action}")]
     TooSlow { action: &'static str },
     /// The file on this machine could not be read or written.
-    #[error("could not {action}: the file {path}")]
+    #[error("the control plane could not {action}: {path} failed on this machine")]
     LocalFile { action: &'static str, path: String, source: std::io::Error },
 }
 
@@ -181,15 +197,20 @@ impl AgentClient {
     /// # Errors
     /// See [`Error`].
     pub async fn fetch_configuration(&self, job: &JobRef, target: &Path) -> Result<()> {
-        self.download("send the configuration", job, "configuration", target).await.map(drop)
+        self.download("send the configuration", job, "configuration", target).await
     }
 
-    /// Writes the workspace's current state to `target`; `false` when it has none yet.
+    /// The workspace's current state; `None` when it has none yet.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn fetch_state(&self, job: &JobRef, target: &Path) -> Result<bool> {
-        self.download("send the state", job, "state", target).await
+    pub async fn fetch_state(&self, job: &JobRef) -> Result<Option<Bytes>> {
+        const ACTION: &str = "send the state";
+        let response = send(ACTION, self.of_job(Method::GET, job, "state"), LARGE_CALL).await?;
+        if response.status() == StatusCode::NO_CONTENT {
+            return Ok(None);
+        }
+        response.bytes().await.map(Some).map_err(|source| unreachable(ACTION, source))
     }
 
     /// Writes what an earlier stage of the run stored under `name` to `target`.
@@ -197,7 +218,7 @@ impl AgentClient {
     /// # Errors
     /// See [`Error`].
     pub async fn fetch_artifact(&self, job: &JobRef, name: &str, target: &Path) -> Result<()> {
-        self.download("send an artifact", job, &format!("artifacts/{name}"), target).await.map(drop)
+        self.download("send an artifact", job, &format!("artifacts/{name}"), target).await
     }
 
     /// Appends to the log: `bytes` begin at `offset` of it.
@@ -210,20 +231,20 @@ impl AgentClient {
         read_json(ACTION, send(ACTION, request, CALL).await?).await
     }
 
-    /// Stores the state file.
+    /// Stores the state.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn put_state(&self, job: &JobRef, file: &Path) -> Result<()> {
-        self.upload("store the state", job, "state", file).await
+    pub async fn put_state(&self, job: &JobRef, state: Bytes) -> Result<()> {
+        self.upload("store the state", job, "state", &Upload::Bytes(state)).await
     }
 
-    /// Stores `file` under `name` for the run's later stages and for readers.
+    /// Stores `content` under `name` for the run's later stages and for readers.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn put_artifact(&self, job: &JobRef, name: &str, file: &Path) -> Result<()> {
-        self.upload("store an artifact", job, &format!("artifacts/{name}"), file).await
+    pub async fn put_artifact(&self, job: &JobRef, name: &str, content: &Upload) -> Result<()> {
+        self.upload("store an artifact", job, &format!("artifacts/{name}"), content).await
     }
 
     /// Tells that the run container has been asked for.
@@ -261,27 +282,30 @@ impl AgentClient {
         self.authorized(method, &format!("jobs/{job_id}/{path}")).header(EPOCH_HEADER, *epoch)
     }
 
-    async fn upload(&self, action: &'static str, job: &JobRef, path: &str, file: &Path) -> Result<()> {
-        let local = |source| Error::LocalFile { action, path: file.display().to_string(), source };
-        let open = File::open(file).await.map_err(local)?;
-        let length = open.metadata().await.map_err(local)?.len();
-        let request = self
-            .of_job(Method::PUT, job, path)
-            .header(CONTENT_LENGTH, length)
-            .body(Body::wrap_stream(ReaderStream::with_capacity(open, 64 * 1024)));
+    async fn upload(&self, action: &'static str, job: &JobRef, path: &str, content: &Upload) -> Result<()> {
+        let local = |source| Error::LocalFile { action, path: path.to_owned(), source };
+        let (length, body) = match content {
+            Upload::Bytes(bytes) => (bytes.len() as u64, Body::from(bytes.clone())),
+            Upload::File(file) => {
+                let mut file = file.try_clone().map_err(local)?;
+                file.rewind().map_err(local)?;
+                let length = file.metadata().map_err(local)?.len();
+                // Not more than was announced, even when the file grows.
+                let reader = File::from_std(file).take(length);
+                (length, Body::wrap_stream(ReaderStream::with_capacity(reader, 64 * 1024)))
+            }
+        };
+        let request = self.of_job(Method::PUT, job, path).header(CONTENT_LENGTH, length).body(body);
         send(action, request, CALL + Duration::from_secs(length / SLOWEST)).await.map(drop)
     }
 
-    /// `false`: the server has nothing there (204). The file is complete when this returns, or is not to be used.
-    async fn download(&self, action: &'static str, job: &JobRef, path: &str, target: &Path) -> Result<bool> {
+    /// The file is complete when this succeeds, else it is not to be used.
+    async fn download(&self, action: &'static str, job: &JobRef, path: &str, target: &Path) -> Result<()> {
         let request = self.of_job(Method::GET, job, path).timeout(DOWNLOAD);
         let response = timeout(CALL, request.send()).await.map_err(|_| Error::TooSlow { action })?;
         let response = response.map_err(|source| unreachable(action, source))?;
         let mut response =
             success_or_refusal(response, CALL).await.map_err(|refusal| Error::of_refusal(action, refusal))?;
-        if response.status() == StatusCode::NO_CONTENT {
-            return Ok(false);
-        }
         let local = |source| Error::LocalFile { action, path: target.display().to_string(), source };
         let mut file = File::create(target).await.map_err(local)?;
         loop {
@@ -289,8 +313,7 @@ impl AgentClient {
             let Some(chunk) = chunk.map_err(|source| unreachable(action, source))? else { break };
             file.write_all(&chunk).await.map_err(local)?;
         }
-        file.flush().await.map_err(local)?;
-        Ok(true)
+        file.flush().await.map_err(local)
     }
 }
 

@@ -1,0 +1,485 @@
+//! One job from claim to report: the only place that knows the order of its steps.
+//!
+//! Every step may be repeated, and what is on the disk decides where to go on, so a crashed agent enters again
+//! here. Two rules hold whatever happens: an apply that was once asked to start is never asked again, and nothing
+//! is reported about a job that is not ours any more.
+
+mod deliver;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+
+use super::{
+    Agent,
+    backoff::Backoff,
+    ending::{Action, Cause, Ending, Event},
+    executor::{self, Executor, Exit, Prepared, Signal},
+    jobdir::{self, Archive, JobDir},
+    logs::Shipper,
+    record::{self, Failure, JobRecord},
+    remote::{CallError, Remote, Stop},
+    result,
+    state::Snapshots,
+};
+use crate::{
+    api::{
+        agent::{FinishRequest, JobRef, Order, Outcome, artifact, reason},
+        job::{JobSpec, Stage},
+    },
+    client,
+    telemetry::Chain,
+};
+
+/// Attempts to reach the executor for a signal or a removal; then the next event, or the next start, has to do.
+const EXECUTOR_ATTEMPTS: u32 = 6;
+
+/// How long a halted agent waits for the removal of a container.
+const LAST_REMOVAL: Duration = Duration::from_secs(20);
+
+/// Stores a claimed job and starts its supervisor. When this returns, the claim may be forgotten.
+pub(super) async fn take(agent: &Arc<Agent>, spec: JobSpec) {
+    let job = reference(&spec);
+    tracing::info!(job = %job.job_id, epoch = job.epoch, run = %spec.run.id, stage = spec.stage.as_str(), "took a job");
+    let orders = agent.jobs.add(&job);
+    match JobDir::create(&agent.config.data, &spec, agent.executor.placement(&spec)).await {
+        Ok(dir) => supervise(agent, spec, dir, orders),
+        Err(error) => {
+            let failure = Failure { reason: error.reason().to_owned(), message: Chain(&error).to_string() };
+            let agent = agent.clone();
+            let tracker = agent.shutdown.clone();
+            drop(tracker.spawn(async move { deliver::refuse(&agent, &spec, failure).await }));
+        }
+    }
+}
+
+/// Goes on with a job that an earlier process of the agent stored.
+pub(super) fn resume(agent: &Arc<Agent>, spec: JobSpec, dir: JobDir) {
+    let orders = agent.jobs.add(&reference(&spec));
+    supervise(agent, spec, dir, orders);
+}
+
+fn supervise(agent: &Arc<Agent>, spec: JobSpec, dir: JobDir, orders: watch::Receiver<Option<Order>>) {
+    let tracker = agent.shutdown.clone();
+    let agent = agent.clone();
+    drop(tracker.spawn(async move {
+        let id = spec.job_id.clone();
+        match Supervisor::new(agent.clone(), spec, dir, orders).await {
+            Ok(supervisor) => Box::pin(supervisor.run()).await,
+            Err(error) => tracing::error!(job = %id, error = %Chain(&error), "the job is left as it is"),
+        }
+        agent.jobs.remove(&id);
+    }));
+}
+
+fn reference(spec: &JobSpec) -> JobRef {
+    JobRef { job_id: spec.job_id.clone(), epoch: spec.epoch }
+}
+
+fn remote(agent: &Agent, spec: &JobSpec) -> Remote {
+    Remote { client: agent.client.clone(), job: reference(spec), halt: agent.halt.clone() }
+}
+
+struct Supervisor {
+    agent: Arc<Agent>,
+    spec: JobSpec,
+    dir: JobDir,
+    remote: Remote,
+    record: JobRecord,
+    ending: Ending,
+    orders: watch::Receiver<Option<Order>>,
+    shipper: Shipper,
+    snapshots: Snapshots,
+}
+
+/// How the time before the start of the stage ended.
+enum Begun {
+    Running,
+    Failed(Failure),
+    Ended(Cause),
+}
+
+/// Why a stage could not be started, or a job not be worked on.
+enum Trouble {
+    Stop(Stop),
+    Failed(Failure),
+}
+
+impl From<CallError> for Trouble {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Stop(stop) => Self::Stop(stop),
+            CallError::Failed(error) => {
+                let reason = match &error {
+                    client::agent::Error::LocalFile { source, .. } => jobdir::reason_of_io(source),
+                    _ => reason::AGENT_ERROR,
+                };
+                Self::failed(reason, &error)
+            }
+        }
+    }
+}
+
+impl From<jobdir::Error> for Trouble {
+    fn from(error: jobdir::Error) -> Self {
+        Self::failed(error.reason(), &error)
+    }
+}
+
+impl From<executor::Error> for Trouble {
+    fn from(error: executor::Error) -> Self {
+        Self::failed(error.reason(), &error)
+    }
+}
+
+impl From<record::Error> for Trouble {
+    fn from(error: record::Error) -> Self {
+        Self::failed(error.io().map_or(reason::AGENT_ERROR, jobdir::reason_of_io), &error)
+    }
+}
+
+impl Trouble {
+    fn failed(reason: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::Failed(Failure { reason: reason.to_owned(), message: Chain(error).to_string() })
+    }
+}
+
+impl Supervisor {
+    async fn new(
+        agent: Arc<Agent>,
+        spec: JobSpec,
+        dir: JobDir,
+        orders: watch::Receiver<Option<Order>>,
+    ) -> Result<Self, record::Error> {
+        let record = JobRecord::load(&agent.config.data, &spec.job_id).await?;
+        let mut ending = Ending::new(agent.config.executor.grace);
+        if let Some(cause) = record.cause {
+            ending.resume(cause, Instant::now());
+        }
+        let shipper = Shipper::new(dir.clone(), agent.config.log_limit);
+        let snapshots = Snapshots::new(dir.clone(), &spec);
+        Ok(Self { remote: remote(&agent, &spec), agent, spec, dir, record, ending, orders, shipper, snapshots })
+    }
+
+    async fn run(mut self) {
+        let id = self.spec.job_id.clone();
+        let end = match self.execute().await {
+            Ok(finish) => self.deliver(finish).await,
+            Err(stop) => Err(stop),
+        };
+        match end {
+            Ok(()) => self.agent.jobs.reported(&id),
+            Err(Stop::Fenced) => {
+                tracing::warn!(job = %id, epoch = self.spec.epoch, "the job is not this agent's any more; it is stopped and nothing is reported");
+                self.agent.jobs.reported(&id);
+                self.remove_stage().await;
+                self.keep_undelivered_state().await;
+            }
+            Err(Stop::Halted) => {
+                tracing::warn!(job = %id, path = %self.dir.path().display(), "the job could not be reported; what it left is kept");
+                drop(tokio::time::timeout(LAST_REMOVAL, self.remove_stage()).await);
+                return;
+            }
+        }
+        self.remove_stage().await;
+        self.remove_files().await;
+    }
+
+    /// Everything up to the end of the stage's container or process; says what is to be reported.
+    async fn execute(&mut self) -> Result<FinishRequest, Stop> {
+        if let Some(failure) = self.record.failure.clone() {
+            return Ok(failed(failure));
+        }
+        if self.record.starting_at.is_none() || self.may_start_again().await {
+            match self.begin().await? {
+                Begun::Running => {}
+                Begun::Failed(failure) => {
+                    tracing::warn!(job = %self.spec.job_id, reason = failure.reason, message = failure.message, "the stage could not be started");
+                    self.record.failure = Some(failure.clone());
+                    self.store_record().await;
+                    return Ok(failed(failure));
+                }
+                Begun::Ended(cause) => return Ok(ended_early(cause)),
+            }
+        }
+        let exit = self.watch().await?;
+        Ok(self.conclude(&exit).await)
+    }
+
+    /// A plan whose start was cut off changed nothing and may be started once more. An apply never.
+    async fn may_start_again(&self) -> bool {
+        let Self { agent, spec, dir, record, .. } = self;
+        if spec.stage != Stage::Plan || record.running || record.cause.is_some() {
+            return false;
+        }
+        let untouched = matches!(dir.result().await, Ok(None));
+        untouched && matches!(agent.executor.is_alive(dir, spec).await, Ok(false))
+    }
+
+    /// Has everything at hand and starts the stage.
+    async fn begin(&mut self) -> Result<Begun, Stop> {
+        let Self { agent, spec, dir, remote, orders, ending, .. } = self;
+        let prepared = tokio::select! {
+            prepared = prepare(&agent.executor, spec, dir, remote) => prepared,
+            ended = end_before_start(agent, orders, ending) => return match ended {
+                Ok(cause) => Ok(Begun::Ended(cause)),
+                Err(stop) => Err(stop),
+            },
+        };
+        let started = match prepared {
+            Ok(prepared) => self.start(&prepared).await,
+            Err(trouble) => Err(trouble),
+        };
+        match started {
+            Ok(()) => Ok(Begun::Running),
+            Err(Trouble::Stop(stop)) => Err(stop),
+            Err(Trouble::Failed(failure)) => Ok(Begun::Failed(failure)),
+        }
+    }
+
+    async fn start(&mut self, prepared: &Prepared) -> Result<(), Trouble> {
+        // Also the last look whether the job is still ours.
+        self.remote.call(|| self.remote.client.started(&self.remote.job)).await?;
+        self.record.set_prepared(prepared);
+        self.record.starting_at = Some(self.agent.clock.now_ms());
+        let (data, id) = (&self.agent.config.data, &self.spec.job_id);
+        self.record.store(data, id).await?;
+        self.agent.executor.start(&self.dir, &self.spec, prepared).await?;
+        self.record.running = true;
+        self.store_record().await;
+        Ok(())
+    }
+
+    /// While the stage runs: its log and state are carried away, orders and the time limit are obeyed.
+    async fn watch(&mut self) -> Result<Exit, Stop> {
+        let started = self.record.starting_at.unwrap_or_else(|| self.agent.clock.now_ms());
+        let ran = u64::try_from(self.agent.clock.now_ms() - started).unwrap_or_default();
+        let left = Duration::from_secs(self.spec.timeout_seconds).saturating_sub(Duration::from_millis(ran));
+        self.ending.limit(Instant::now() + left);
+        let Self { agent, spec, dir, remote, record, ending, orders, shipper, snapshots } = self;
+        let (agent, spec, dir, remote) = (&*agent, &*spec, &*dir, &*remote);
+        let logs = async { fenced_only(shipper.follow(remote).await).await };
+        let states = async {
+            if spec.stage == Stage::Apply {
+                fenced_only(snapshots.follow(remote).await).await
+            } else {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            exit = wait(&agent.executor, dir, spec) => Ok(exit),
+            stop = logs => Err(stop),
+            stop = states => Err(stop),
+            stop = control(agent, dir, spec, record, ending, orders) => Err(stop),
+        }
+    }
+
+    async fn conclude(&self, exit: &Exit) -> FinishRequest {
+        let Self { dir, spec, record, .. } = self;
+        let canceled = record.cause == Some(Cause::Canceled);
+        let mut finish = match result::gather(dir, spec, &record.prepared(), exit, canceled).await {
+            Ok(finish) => finish,
+            Err(error) => failed(Failure { reason: error.reason().to_owned(), message: Chain(&error).to_string() }),
+        };
+        let (reason, message) = match record.cause {
+            Some(Cause::TimedOut) => {
+                let seconds = spec.timeout_seconds;
+                (reason::TIMED_OUT, format!("The stage took longer than its limit of {seconds} seconds."))
+            }
+            Some(Cause::AgentStopped) => {
+                (reason::AGENT_ERROR, "The agent was stopped before the stage had ended.".to_owned())
+            }
+            Some(Cause::Canceled) | None => return finish,
+        };
+        // What ended well in spite of it, ended well.
+        if finish.outcome != Outcome::Finished {
+            finish.outcome = Outcome::Errored;
+            finish.reason = Some(reason.to_owned());
+            finish.message = Some(message);
+        }
+        finish
+    }
+
+    /// For facts that help a later process, but without which the work goes on.
+    async fn store_record(&self) {
+        if let Err(error) = self.record.store(&self.agent.config.data, &self.spec.job_id).await {
+            tracing::warn!(job = %self.spec.job_id, error = %Chain(&error), "how far the job came could not be noted");
+        }
+    }
+
+    async fn remove_stage(&self) {
+        let Self { agent, spec, dir, .. } = self;
+        insist(spec, "remove the stage", || agent.executor.remove(dir, spec)).await;
+    }
+
+    async fn remove_files(&self) {
+        let id = &self.spec.job_id;
+        if let Err(error) = self.dir.remove().await {
+            tracing::warn!(job = %id, error = %Chain(&error), "the job directory could not be removed; the next start tries again");
+        }
+        if let Err(error) = JobRecord::remove(&self.agent.config.data, id).await {
+            tracing::warn!(job = %id, error = %Chain(&error), "the job's record could not be removed");
+        }
+    }
+}
+
+/// Fetches what the stage needs and has its image and engine at hand.
+async fn prepare(executor: &Executor, spec: &JobSpec, dir: &JobDir, remote: &Remote) -> Result<Prepared, Trouble> {
+    let Remote { client, job, .. } = remote;
+    // The image may take minutes: it comes first, beside the files.
+    let files = async {
+        let archive = dir.path().join("configuration.tar.gz");
+        remote.call(|| client.fetch_configuration(job, &archive)).await?;
+        dir.unpack_configuration(Archive::File(archive.clone())).await?;
+        drop(tokio::fs::remove_file(&archive).await);
+        if spec.stage == Stage::Apply {
+            let bundle = dir.path().join("plan.tar.gz");
+            remote.call(|| client.fetch_artifact(job, artifact::PLAN, &bundle)).await?;
+            dir.unpack_plan(Archive::File(bundle.clone())).await?;
+            drop(tokio::fs::remove_file(&bundle).await);
+        }
+        let state = remote.call(|| client.fetch_state(job)).await?;
+        dir.put_state(state).await?;
+        Ok::<_, Trouble>(())
+    };
+    let image = async { executor.prepare(spec).await.map_err(Trouble::from) };
+    let ((), prepared) = tokio::try_join!(files, image)?;
+    Ok(prepared)
+}
+
+/// Resolves when the job is to end before its stage has started.
+async fn end_before_start(
+    agent: &Agent,
+    orders: &mut watch::Receiver<Option<Order>>,
+    ending: &mut Ending,
+) -> Result<Cause, Stop> {
+    loop {
+        let event = next_event(agent, orders, ending).await;
+        match ending.on(event, Instant::now()) {
+            Action::Abandon => return Err(Stop::Fenced),
+            Action::Nothing => {}
+            Action::Interrupt | Action::Kill if agent.halt.is_cancelled() => return Err(Stop::Halted),
+            Action::Interrupt | Action::Kill => return Ok(ending.cause.unwrap_or(Cause::Canceled)),
+        }
+    }
+}
+
+async fn next_event(agent: &Agent, orders: &mut watch::Receiver<Option<Order>>, ending: &Ending) -> Event {
+    let deadline = async {
+        match ending.deadline() {
+            Some(at) => tokio::time::sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    let order = async {
+        loop {
+            // Err: the list forgot the job, so no order can come any more.
+            if orders.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            if let Some(order) = *orders.borrow_and_update() {
+                return order;
+            }
+        }
+    };
+    tokio::select! {
+        order = order => Event::Order(order),
+        () = agent.shutdown.stop.cancelled(), if ending.cause.is_none() => Event::AgentStops,
+        () = agent.halt.cancelled(), if ending.cause.is_none() => Event::AgentStops,
+        () = deadline => Event::Deadline,
+    }
+}
+
+/// Makes the running stage end when it has to; returns when the job is not ours any more.
+async fn control(
+    agent: &Agent,
+    dir: &JobDir,
+    spec: &JobSpec,
+    record: &mut JobRecord,
+    ending: &mut Ending,
+    orders: &mut watch::Receiver<Option<Order>>,
+) -> Stop {
+    loop {
+        let event = next_event(agent, orders, ending).await;
+        let signal = match ending.on(event, Instant::now()) {
+            Action::Abandon => return Stop::Fenced,
+            Action::Nothing => continue,
+            Action::Interrupt => Signal::Interrupt,
+            Action::Kill => Signal::Kill,
+        };
+        tracing::info!(job = %spec.job_id, cause = ?ending.cause, ?signal, "ending the stage");
+        record.cause = ending.cause;
+        if let Err(error) = record.store(&agent.config.data, &spec.job_id).await {
+            tracing::warn!(job = %spec.job_id, error = %Chain(&error), "the end of the stage could not be noted");
+        }
+        insist(spec, "signal the stage", || agent.executor.signal(dir, spec, signal)).await;
+    }
+}
+
+/// The end of the stage, however long the executor cannot be asked.
+async fn wait(executor: &Executor, dir: &JobDir, spec: &JobSpec) -> Exit {
+    let mut backoff = Backoff::default();
+    loop {
+        match executor.wait(dir, spec).await {
+            Ok(exit) => return exit,
+            Err(error) => {
+                tracing::warn!(job = %spec.job_id, error = %Chain(&error), "the stage cannot be watched now");
+                tokio::time::sleep(backoff.next(None)).await;
+            }
+        }
+    }
+}
+
+/// A halted agent can deliver nothing, but its stage goes on until it is told to end.
+async fn fenced_only(stop: Stop) -> Stop {
+    match stop {
+        Stop::Fenced => Stop::Fenced,
+        Stop::Halted => std::future::pending().await,
+    }
+}
+
+async fn insist<F>(spec: &JobSpec, what: &str, call: impl Fn() -> F)
+where
+    F: Future<Output = Result<(), executor::Error>>,
+{
+    let mut backoff = Backoff::default();
+    while let Err(error) = call().await {
+        tracing::warn!(job = %spec.job_id, error = %Chain(&error), "could not {what}");
+        if backoff.failures() >= EXECUTOR_ATTEMPTS {
+            return;
+        }
+        tokio::time::sleep(backoff.next(None)).await;
+    }
+}
+
+fn failed(failure: Failure) -> FinishRequest {
+    let Failure { reason, message } = failure;
+    report(Outcome::Errored, &reason, &message)
+}
+
+fn ended_early(cause: Cause) -> FinishRequest {
+    match cause {
+        Cause::Canceled => {
+            report(Outcome::Canceled, reason::CANCELED, "The run was canceled before the stage started.")
+        }
+        Cause::TimedOut => report(Outcome::Errored, reason::TIMED_OUT, "The time limit came before the stage started."),
+        Cause::AgentStopped => {
+            report(Outcome::Errored, reason::AGENT_ERROR, "The agent was stopped before the stage started.")
+        }
+    }
+}
+
+fn report(outcome: Outcome, reason: &str, message: &str) -> FinishRequest {
+    FinishRequest {
+        outcome,
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        log_bytes: 0,
+        has_changes: false,
+        changes: crate::api::agent::ResourceChanges::default(),
+        image_digest: None,
+    }
+}

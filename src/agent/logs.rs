@@ -1,0 +1,334 @@
+//! Ships a job's log by (offset, bytes) while it grows, and the rest at its end.
+//!
+//! What is shipped is a pure function of the file (and, at the end, of the epilogue): neutralised, and cut at a
+//! limit. So nothing about it is kept on disk: after a restart, or when the server's log ends elsewhere than
+//! expected, the text is made again from the start and what the server has is skipped.
+
+use std::{io::Read, time::Duration};
+
+use bytes::Bytes;
+
+use super::{
+    jobdir::{self, JobDir},
+    neutralise::{Neutraliser, WORST_GROWTH},
+    remote::{CallError, Remote, Stop},
+};
+use crate::{api::agent::MAX_LOG_APPEND, client};
+
+/// Default of the most that is shipped of one stage's log, in bytes.
+pub(super) const DEFAULT_LIMIT: u64 = 64 * 1024 * 1024;
+
+/// How often the file is looked at while it grows: the age of a line is this at most, and half of it typically.
+const BUSY: Duration = Duration::from_millis(15);
+
+/// How often it is looked at when nothing came for a while.
+const QUIET: Duration = Duration::from_millis(40);
+
+/// Looks without new bytes until the log counts as quiet.
+const QUIET_AFTER: u32 = 200;
+
+/// Bytes read at once: small, so that batches come near [`MAX_LOG_APPEND`] though text may grow on its way.
+const PIECE: usize = 16 * 1024;
+
+/// Fill up to here: one more piece, grown at its worst, still fits into one append.
+const FULL: usize = MAX_LOG_APPEND - WORST_GROWTH * PIECE - 64;
+
+const CUT: &[u8] = b"\n\x1b[33mTerrapool: this log has reached its limit; the rest is left out.\x1b[0m\n";
+
+/// The log as it is shipped, from some offset on. No I/O but reading.
+#[derive(Debug)]
+struct Text {
+    neutraliser: Neutraliser,
+    /// Bytes of the file that were read.
+    read: u64,
+    /// What is made and not acknowledged yet; begins at `shipped`.
+    pending: Vec<u8>,
+    /// Bytes that the server has.
+    shipped: u64,
+    /// The server has everything below this, though it is not made again yet.
+    skip: u64,
+    limit: u64,
+    cut: bool,
+}
+
+impl Text {
+    fn new(limit: u64) -> Self {
+        Self {
+            neutraliser: Neutraliser::default(),
+            read: 0,
+            pending: Vec::new(),
+            shipped: 0,
+            skip: 0,
+            limit,
+            cut: false,
+        }
+    }
+
+    /// Where the made text ends.
+    fn end(&self) -> u64 {
+        self.shipped + self.pending.len() as u64
+    }
+
+    /// Takes the next bytes of the file.
+    fn take(&mut self, bytes: &[u8]) {
+        self.read += bytes.len() as u64;
+        if self.cut {
+            return;
+        }
+        self.neutraliser.push(bytes, &mut self.pending);
+        self.cut_at_limit();
+        self.drop_known();
+    }
+
+    /// The file ends here.
+    fn close(&mut self, epilogue: &str) {
+        if !self.cut {
+            self.neutraliser.finish(&mut self.pending);
+            self.cut_at_limit();
+        }
+        // Beyond the limit too: it says why the stage ended.
+        let mut own = Neutraliser::default();
+        own.push(epilogue.as_bytes(), &mut self.pending);
+        own.finish(&mut self.pending);
+        self.drop_known();
+    }
+
+    fn cut_at_limit(&mut self) {
+        if let Some(over) = self.end().checked_sub(self.limit)
+            && over > 0
+        {
+            let keep = self.pending.len().saturating_sub(usize::try_from(over).unwrap_or(usize::MAX));
+            self.pending.truncate(keep);
+            self.pending.extend_from_slice(CUT);
+            self.cut = true;
+        }
+    }
+
+    fn drop_known(&mut self) {
+        let known = usize::try_from(self.skip.saturating_sub(self.shipped)).unwrap_or(usize::MAX);
+        let known = known.min(self.pending.len());
+        self.pending.drain(..known);
+        self.shipped += known as u64;
+    }
+
+    /// The server's log ends at `end`. `false`: everything is to be made again from the start of the file.
+    fn acknowledge(&mut self, end: u64) -> bool {
+        let rewind = end < self.shipped;
+        if rewind {
+            *self = Self::new(self.limit);
+        }
+        self.skip = end;
+        self.drop_known();
+        !rewind
+    }
+}
+
+/// Ships the log of one job.
+#[derive(Debug)]
+pub(super) struct Shipper {
+    dir: JobDir,
+    /// Read in blocking threads, hence an `Option`: it travels there and back.
+    text: Option<Text>,
+    limit: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error(transparent)]
+    Stop(#[from] Stop),
+    #[error("could not read the log")]
+    Open { source: jobdir::Error },
+    #[error("could not read the log")]
+    Read { source: std::io::Error },
+    #[error("the control plane does not take the log")]
+    Refused { source: client::agent::Error },
+}
+
+impl Shipper {
+    pub(super) fn new(dir: JobDir, limit: u64) -> Self {
+        Self { dir, text: None, limit }
+    }
+
+    /// Ships what comes, for ever; returns when the job is not ours any more. Cancel-safe.
+    pub(super) async fn follow(&mut self, remote: &Remote) -> Stop {
+        let mut quiet = 0;
+        loop {
+            let wait = match self.ship_available(remote).await {
+                Ok(0) => {
+                    quiet += 1;
+                    if quiet > QUIET_AFTER { QUIET } else { BUSY }
+                }
+                Ok(_) => {
+                    quiet = 0;
+                    BUSY
+                }
+                Err(Error::Stop(stop)) => return stop,
+                Err(error) => {
+                    tracing::warn!(job = %remote.job.job_id, error = %crate::telemetry::Chain(&error), "the log is not shipped now");
+                    Duration::from_secs(5)
+                }
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Ships everything that the file has now.
+    pub(super) async fn drain(&mut self, remote: &Remote) -> Result<(), Error> {
+        while self.ship_available(remote).await? > 0 {}
+        Ok(())
+    }
+
+    /// The stage is over: ships the rest and `epilogue`; says how long the whole log is.
+    pub(super) async fn close(&mut self, remote: &Remote, epilogue: &str) -> Result<u64, Error> {
+        loop {
+            self.drain(remote).await?;
+            self.text_mut().close(epilogue);
+            // A rewind drops what was closed: then once more from the start.
+            if self.send_pending(remote).await? {
+                return Ok(self.text_mut().end());
+            }
+        }
+    }
+
+    /// The server's log ends at `end`, whatever was thought before.
+    pub(super) fn resynchronise(&mut self, end: u64) {
+        *self.text_mut() = Text::new(self.limit);
+        self.text_mut().acknowledge(end);
+    }
+
+    /// Bytes that the server is known to have.
+    pub(super) fn shipped(&self) -> u64 {
+        self.text.as_ref().map_or(0, |text| text.shipped)
+    }
+
+    fn text_mut(&mut self) -> &mut Text {
+        let limit = self.limit;
+        self.text.get_or_insert_with(|| Text::new(limit))
+    }
+
+    /// Reads one batch and ships it; says how many bytes were read or shipped.
+    async fn ship_available(&mut self, remote: &Remote) -> Result<u64, Error> {
+        let read = self.fill().await?;
+        let pending = self.text_mut().pending.len() as u64;
+        self.send_pending(remote).await?;
+        Ok(read + pending)
+    }
+
+    async fn fill(&mut self) -> Result<u64, Error> {
+        let limit = self.limit;
+        let (dir, taken) = (self.dir.clone(), self.text.take());
+        // When this is cancelled the text is lost with the thread, and made again from the start: nothing is sent twice.
+        let mut text = taken.unwrap_or_else(|| Text::new(limit));
+        let filled = tokio::task::spawn_blocking(move || {
+            let result = fill(&dir, &mut text);
+            (text, result)
+        })
+        .await;
+        match filled {
+            Ok((text, result)) => {
+                self.text = Some(text);
+                result
+            }
+            Err(panicked) => Err(Error::Read { source: std::io::Error::other(panicked) }),
+        }
+    }
+
+    /// `false`: the server lost text, and everything is to be made again.
+    async fn send_pending(&mut self, remote: &Remote) -> Result<bool, Error> {
+        let mut whole = true;
+        loop {
+            let text = self.text_mut();
+            if text.pending.is_empty() {
+                return Ok(whole);
+            }
+            let (offset, batch) = (text.shipped, text.pending.len().min(MAX_LOG_APPEND));
+            let bytes = Bytes::copy_from_slice(&text.pending[..batch]);
+            let sent = remote.call(|| remote.client.append_log(&remote.job, offset, bytes.clone())).await;
+            let end = match sent {
+                Ok(ack) => ack.end,
+                Err(CallError::Failed(client::agent::Error::LogGap { end })) => end,
+                Err(CallError::Stop(stop)) => return Err(stop.into()),
+                Err(CallError::Failed(source)) => return Err(Error::Refused { source }),
+            };
+            whole &= self.text_mut().acknowledge(end);
+        }
+    }
+}
+
+fn fill(dir: &JobDir, text: &mut Text) -> Result<u64, Error> {
+    let Some(mut file) = dir.open_log(text.read).map_err(|source| Error::Open { source })? else { return Ok(0) };
+    let mut piece = [0; PIECE];
+    let before = text.read;
+    while text.pending.len() < FULL {
+        let length = file.read(&mut piece).map_err(|source| Error::Read { source })?;
+        if length == 0 {
+            break;
+        }
+        text.take(&piece[..length]);
+    }
+    Ok(text.read - before)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a server would store when it acknowledges as it likes.
+    fn shipped(file: &[u8], pieces: &[usize], losses: &[usize], limit: u64, epilogue: &str) -> Vec<u8> {
+        let (mut text, mut server) = (Text::new(limit), Vec::<u8>::new());
+        let mut losses = losses.iter();
+        let mut pieces = pieces.iter().cycle();
+        loop {
+            let from = usize::try_from(text.read).unwrap();
+            let to = (from + pieces.next().unwrap()).min(file.len());
+            text.take(&file[from..to]);
+            let closed = to == file.len();
+            if closed {
+                text.close(epilogue);
+            }
+            let offset = usize::try_from(text.shipped).unwrap();
+            assert!(offset <= server.len(), "a gap: {offset} > {}", server.len());
+            let known = server.len() - offset;
+            server.extend_from_slice(text.pending.get(known..).unwrap_or_default());
+            // Now and then the server forgets its tail, or has more than was acknowledged.
+            if let Some(loss) = losses.next() {
+                server.truncate(server.len().saturating_sub(*loss));
+            }
+            let whole = text.acknowledge(server.len() as u64);
+            if closed && whole && text.pending.is_empty() {
+                return server;
+            }
+            if closed && whole {
+                continue_closed(&mut text, &mut server);
+                return server;
+            }
+        }
+    }
+
+    fn continue_closed(text: &mut Text, server: &mut Vec<u8>) {
+        server.extend_from_slice(&text.pending);
+        assert!(text.acknowledge(server.len() as u64));
+    }
+
+    #[test]
+    fn a_log_beyond_its_limit_is_cut_and_says_so_and_still_says_why_it_ended() {
+        let text = String::from_utf8(shipped(b"0123456789", &[3], &[], 4, "\nthe end\n")).unwrap();
+        assert!(text.starts_with("0123\n"), "{text}");
+        assert!(text.contains("reached its limit") && text.ends_with("\nthe end\n"), "{text}");
+    }
+
+    proptest! {
+        #[test]
+        fn the_server_gets_the_same_bytes_whatever_is_lost_on_the_way(
+            file in "[nul{ \\nx]{1,80}",
+            pieces in prop::collection::vec(1usize..20, 1..5),
+            losses in prop::collection::vec(0usize..30, 0..6),
+            limit in 10u64..200,
+        ) {
+            let expected = shipped(file.as_bytes(), &[1000], &[], limit, "\nbye");
+            prop_assert_eq!(shipped(file.as_bytes(), &pieces, &losses, limit, "\nbye"), expected);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Takes jobs while there are free slots. The claim's id is on the disk before the call is made: whatever is cut,
+//! the same id gets the same job again.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Agent, backoff::Backoff, job, record};
+use crate::{
+    api::{
+        agent::{ClaimRequest, Directive, JobRef, MAX_WAIT_MS, Order},
+        job::{JobSpec, Stage},
+    },
+    client::agent::Error,
+    telemetry::Chain,
+};
+
+/// Failures in a row after which the log speaks of them.
+const LOUD_AFTER: u32 = 3;
+
+/// How long a full or broken data directory is left alone.
+const AFTER_TROUBLE: Duration = Duration::from_secs(5);
+
+/// How many times an unresolved claim is asked for while the agent drains.
+const LAST_ASKS: u32 = 5;
+
+/// The file `claim.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Claim {
+    claim_id: String,
+}
+
+fn file(agent: &Agent) -> PathBuf {
+    agent.config.data.join("claim.json")
+}
+
+/// Runs until the agent drains.
+pub(super) async fn run(agent: &Arc<Agent>) {
+    let mut backoff = Backoff::default();
+    let mut cordoned = agent.cordoned.subscribe();
+    loop {
+        let ready = async {
+            agent.jobs.until(|count| count < agent.slots()).await;
+            // Err: the agent is gone, which cannot be while it is borrowed.
+            drop(cordoned.wait_for(|cordoned| !cordoned).await);
+        };
+        tokio::select! {
+            () = ready => {}
+            () = agent.shutdown.drain.cancelled() => return,
+        }
+        let Some(claim_id) = claim_id(agent).await else { continue };
+        let stages = agent.config.stages.clone();
+        let answer = tokio::select! {
+            answer = claim(agent, &claim_id, stages, MAX_WAIT_MS) => answer,
+            () = agent.shutdown.drain.cancelled() => return resolve(agent, &claim_id).await,
+        };
+        match answer {
+            Ok(job) => {
+                backoff.reset();
+                if let Some(spec) = job {
+                    accept(agent, spec).await;
+                }
+            }
+            Err(error) => {
+                let wait = backoff.next(error.retry_after());
+                if backoff.failures() >= LOUD_AFTER || !error.is_unavailable() {
+                    tracing::warn!(error = %Chain(&error), "no job could be asked for; trying again");
+                }
+                agent.sleep_or_drain(wait).await;
+            }
+        }
+    }
+}
+
+async fn claim(agent: &Agent, id: &str, stages: Vec<Stage>, wait_ms: u64) -> Result<Option<JobSpec>, Error> {
+    agent.client.claim(&ClaimRequest { claim_id: id.to_owned(), stages, wait_ms }).await
+}
+
+/// The claim was cut by the drain: had it got a job? No stages are accepted, so it gets no new one.
+async fn resolve(agent: &Arc<Agent>, id: &str) {
+    let mut backoff = Backoff::default();
+    for _ in 0..LAST_ASKS {
+        match claim(agent, id, Vec::new(), 0).await {
+            Ok(Some(spec)) => return accept(agent, spec).await,
+            Ok(None) => return,
+            Err(error) => tracing::debug!(error = %Chain(&error), "the last claim is not resolved yet"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next(None)) => {}
+            () = agent.shutdown.stop.cancelled() => return,
+        }
+    }
+}
+
+/// The id of the claim under way, or a fresh one; `None` when the disk does not take it.
+async fn claim_id(agent: &Agent) -> Option<String> {
+    let path = file(agent);
+    let known = record::read::<Claim>(path.clone()).await.unwrap_or_default();
+    if let Some(Claim { claim_id }) = known {
+        return Some(claim_id);
+    }
+    let claim_id = super::random_text();
+    let written = record::write(path, &Claim { claim_id: claim_id.clone() }).await;
+    let trouble = written.err().map(|error| format!("takes no jobs: {}", Chain(&error)));
+    if agent.set_trouble(trouble.clone()) {
+        match trouble {
+            Some(trouble) => tracing::error!("the agent {trouble}"),
+            None => tracing::info!("the data directory can be written again"),
+        }
+    }
+    if agent.trouble().is_some() {
+        agent.sleep_or_drain(AFTER_TROUBLE).await;
+        return None;
+    }
+    Some(claim_id)
+}
+
+async fn accept(agent: &Arc<Agent>, spec: JobSpec) {
+    let job = JobRef { job_id: spec.job_id.clone(), epoch: spec.epoch };
+    match agent.jobs.epoch_of(&job.job_id) {
+        // The answer to a claim that an earlier process made, and stored.
+        Some(epoch) if epoch == job.epoch => {}
+        Some(epoch) => {
+            // We lost the job and got it again: first its earlier life ends.
+            agent.jobs.order(&Directive { job_id: job.job_id.clone(), epoch, order: Order::Fenced });
+            let mut changes = agent.jobs.changes();
+            while agent.jobs.epoch_of(&job.job_id).is_some() && changes.changed().await.is_ok() {}
+            job::take(agent, spec).await;
+        }
+        None => job::take(agent, spec).await,
+    }
+    // Only now: the job is on the disk, or its failure is being reported.
+    if let Err(error) = record::remove(&file(agent)).await {
+        tracing::error!(error = %Chain(&error), "the claim could not be forgotten");
+    }
+}
