@@ -6,6 +6,8 @@
 //! * [`schema`]: the generated definitions, and the structural check of a manifest against them.
 //! * [`rules`]: the rules of the definitions' CEL expressions once more in Rust, for where there is no API server.
 
+#![expect(unreachable_pub, reason = "kube's KubeSchema derive copies the visibility of a type into a function")]
+
 pub mod agent_pool;
 pub mod agents;
 pub mod common;

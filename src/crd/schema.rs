@@ -38,13 +38,27 @@ pub fn all() -> Result<Vec<CustomResourceDefinition>, serde_json::Error> {
 }
 
 /// What the derive cannot say: a brand-new object is "not yet visited", so that tools that read
-/// kstatus do not take it for finished.
+/// kstatus do not take it for finished; and an explicit null is no value, since `has()` in a rule would
+/// take it for one.
 fn finish(definition: CustomResourceDefinition) -> Result<CustomResourceDefinition, serde_json::Error> {
     let mut value = serde_json::to_value(definition)?;
+    refuse_nulls(&mut value);
     if let Some(status) = value.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/status") {
         status["default"] = json!({"observedGeneration": -1});
     }
     serde_json::from_value(value)
+}
+
+fn refuse_nulls(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            // A field may be called so; then it is no boolean.
+            map.retain(|name, value| name != "nullable" || !value.is_boolean());
+            map.values_mut().for_each(refuse_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(refuse_nulls),
+        _ => {}
+    }
 }
 
 /// Checks `manifest` against the schema of its kind. Kinds that are not ours give one violation.
@@ -93,9 +107,6 @@ fn check_metadata(metadata: &Value, found: &mut Vec<Violation>) {
 }
 
 fn check(schema: &Value, value: &Value, path: &str, found: &mut Vec<Violation>) {
-    if value.is_null() && schema["nullable"] == true {
-        return;
-    }
     if schema["x-kubernetes-int-or-string"] == true {
         if !value.is_number() && !value.is_string() {
             found.push(Violation::new(path, "must be a number or a string"));

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails in a test's set-up fails the test, with the line where")]
 
 mod architecture;
+mod crds;
 mod forgotten;
 mod queue_leases;
 mod support;
