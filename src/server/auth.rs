@@ -3,7 +3,7 @@
 
 use axum::{
     extract::FromRequestParts,
-    http::{header, request::Parts},
+    http::{header, request::Parts, uri::Authority},
 };
 use secrecy::SecretString;
 
@@ -100,14 +100,17 @@ impl FromRequestParts<App> for BaseUrl {
             return Ok(Self(url.trim_end_matches('/').to_owned()));
         }
         let scheme = parts.extensions.get::<Scheme>().map_or("http", |scheme| scheme.0);
-        let host = parts
-            .headers
-            .get(header::HOST)
-            .and_then(|host| host.to_str().ok())
+        let host = requested_host(parts)
             .filter(|host| {
                 !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:[]_".contains(&b))
             })
             .ok_or_else(|| Error::Malformed("The request names no usable Host.".to_owned()))?;
         Ok(Self(format!("{scheme}://{host}")))
     }
+}
+
+/// The host (and port) that the request was sent to. HTTP/2 has no such header: it is part of the address there.
+pub fn requested_host(parts: &Parts) -> Option<&str> {
+    let header = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    header.or_else(|| parts.uri.authority().map(Authority::as_str))
 }

@@ -5,6 +5,8 @@
 
 mod architecture;
 mod crds;
+mod flow_cli_init;
 mod forgotten;
 mod queue_leases;
 mod support;
+mod toolchain;

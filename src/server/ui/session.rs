@@ -16,7 +16,7 @@ use crate::{
     ids::{AccountId, TokenId, UserId},
     server::{
         app::{App, AppState},
-        auth::Scheme,
+        auth::{Scheme, requested_host},
         domain::access::{self, Principal},
         error::{Error, Result},
         store,
@@ -181,7 +181,7 @@ impl FromRequestParts<App> for SameOrigin {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Response> {
         let text = |name| parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let host = text(header::HOST).unwrap_or_default();
+        let host = requested_host(parts).unwrap_or_default();
         let same = match text(header::ORIGIN) {
             Some(origin) => origin.split_once("://").is_some_and(|(_, origin_host)| origin_host == host),
             None => text(header::HeaderName::from_static("sec-fetch-site")).is_none_or(|site| site == "same-origin"),

@@ -1,5 +1,10 @@
 //! What tests share.
 
+pub mod agent;
 pub mod app;
+pub mod cli;
+pub mod docker;
+pub mod poll;
+pub mod server;
 pub mod sim_agent;
 pub mod sources;
