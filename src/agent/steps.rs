@@ -1,9 +1,269 @@
-//! Which programs a stage runs, in which order, with which environment. Pure: a job and some facts in, a text for the runner out.
+//! Which programs a stage runs, in which order, with which environment. Pure: a job and some facts in, a text for
+//! the runner and two generated files out. The golden tests show what it makes.
+
+use std::{collections::BTreeMap, path::Path};
+
+use self::format::{Announce, ENGINE, Output, Stage as Steps, Step};
+use crate::api::job::{Category, EngineKind, JobSpec, Stage};
+
+#[path = "../runner/format.rs"]
+pub mod format;
+
+/// The plan file, in the working directory.
+pub const PLAN_FILE: &str = "tfplan";
+
+/// What `-generate-config-out` makes, in the working directory.
+pub const GENERATED: &str = "generated.tf";
+
+/// Values of the workspace's and the run's variables, in the working directory. The last one in the order of the
+/// alphabet, because the engine lets later files win.
+pub const VARIABLES: &str = "zzz_terrapool.auto.tfvars";
+
+/// Dependency lock file, in the working directory.
+pub const LOCK_FILE: &str = ".terraform.lock.hcl";
+
+/// What [`override_file`] is made of.
+pub const OVERRIDE: &str = "terraform {\n  backend \"local\" {}\n}\n";
+
+/// Output of `show -json`, in the job directory.
+pub const PLAN_JSON: &str = "artifacts/plan.json";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the variable `{key}` of the workspace has no name that the engine could read; rename it")]
+    #[error("the variable `{key}` has a name that the engine cannot read; rename it")]
     VariableName { key: String },
+    #[error("the environment variable `{key}` cannot be set: its name is empty or has `=` in it, or a zero byte is in it")]
+    Environment { key: String },
     #[error("the working directory `{path}` leads out of the configuration")]
     WorkingDirectory { path: String },
+}
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What the planner must know beside the job.
+#[derive(Debug, Clone)]
+pub struct Facts<'a> {
+    /// The job directory, as the stage sees it.
+    pub dir: &'a str,
+    /// The engine of the wanted version on the agent's host, as the stage sees it.
+    pub engine: Option<&'a str>,
+    /// For temporary files; absent: the system's own place.
+    pub tmp: Option<&'a str>,
+    /// Seconds between SIGINT and SIGKILL.
+    pub grace_seconds: u64,
+}
+
+/// Name of the file that replaces the user's backend or `cloud` block by a state file in the working directory.
+/// OpenTofu lets a `.tofu` file hide a `.tf` file of the same name, so there it must be a `.tofu` file itself.
+#[must_use]
+pub fn override_file(kind: EngineKind) -> &'static str {
+    match kind {
+        EngineKind::Terraform => "zz_terrapool_override.tf",
+        EngineKind::OpenTofu => "zz_terrapool_override.tofu",
+    }
+}
+
+/// The steps of a job.
+///
+/// # Errors
+/// When the job names something that cannot be.
+pub fn plan(spec: &JobSpec, facts: &Facts<'_>) -> Result<Steps> {
+    let cwd = format!("config/{}", working_directory(&spec.workspace.working_directory)?);
+    let cwd = cwd.trim_end_matches('/').to_owned();
+    let kind = spec.engine.kind;
+    let step = |name: &str, args: &[&str], output: Output| Step {
+        name: name.to_owned(),
+        args: std::iter::once(ENGINE).chain(args.iter().copied()).map(str::to_owned).collect(),
+        cwd: cwd.clone(),
+        output,
+        ok: vec![0],
+        ..Step::default()
+    };
+    let mut version = step("version", &["version"], Output::Captured("version.txt".to_owned()));
+    // The engine's own debug output would stand between the lines that are looked for.
+    version.env = vec![("TF_LOG".to_owned(), String::new())];
+    version.announce = Some(Announce { title: kind.title().to_owned(), version: spec.engine.version.clone() });
+    let mut steps = vec![version, step("init", &["init", "-input=false"], Output::Captured("init.log".to_owned()))];
+    match spec.stage {
+        Stage::Plan => {
+            let args = plan_arguments(spec);
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            steps.push(Step { ok: vec![0, 2], ..step("plan", &args, Output::Log) });
+            steps.push(step("show", &["show", "-json", PLAN_FILE], Output::File(PLAN_JSON.to_owned())));
+        }
+        Stage::Apply => steps.push(step("apply", &["apply", "-input=false", PLAN_FILE], Output::Log)),
+    }
+    Ok(Steps {
+        limit_seconds: spec.timeout_seconds,
+        grace_seconds: facts.grace_seconds,
+        engines: engines(spec, facts),
+        env: environment(spec, facts)?,
+        steps,
+    })
+}
+
+/// The engine on the host first, for it has the wanted version. A job that names an image but no version means the
+/// image's own.
+fn engines(spec: &JobSpec, facts: &Facts<'_>) -> Vec<String> {
+    let program = spec.engine.kind.program().to_owned();
+    let host = facts.engine.map(str::to_owned);
+    let prefer_image = spec.image.is_some() && spec.engine.version.is_none();
+    match host {
+        None => vec![program],
+        Some(host) if prefer_image => vec![program, host],
+        Some(host) => vec![host, program],
+    }
+}
+
+fn plan_arguments(spec: &JobSpec) -> Vec<String> {
+    let run = &spec.run;
+    let mut args: Vec<String> =
+        ["plan", "-input=false", "-detailed-exitcode"].into_iter().map(str::to_owned).collect();
+    args.push(format!("-out={PLAN_FILE}"));
+    for (wanted, flag) in
+        [(run.is_destroy, "-destroy"), (!run.refresh, "-refresh=false"), (run.refresh_only, "-refresh-only")]
+    {
+        if wanted {
+            args.push(flag.to_owned());
+        }
+    }
+    args.extend(run.target_addrs.iter().map(|address| format!("-target={address}")));
+    args.extend(run.replace_addrs.iter().map(|address| format!("-replace={address}")));
+    if run.allow_config_generation {
+        args.push(format!("-generate-config-out={GENERATED}"));
+    }
+    args
+}
+
+/// A later entry wins: what the run is about, then the pool's, then the workspace's.
+fn environment(spec: &JobSpec, facts: &Facts<'_>) -> Result<Vec<(String, String)>> {
+    let mut env: BTreeMap<String, String> = BTreeMap::new();
+    let mut set = |key: &str, value: &str| env.insert(key.to_owned(), value.to_owned());
+    for (key, value) in [("TF_IN_AUTOMATION", "1"), ("TF_INPUT", "0"), ("CHECKPOINT_DISABLE", "1")] {
+        set(key, value);
+    }
+    set("HOME", &format!("{}/home", facts.dir));
+    if let Some(tmp) = facts.tmp {
+        set("TMPDIR", tmp);
+    }
+    for (key, value) in story(spec, facts) {
+        set(key, &value);
+        if key.starts_with("TFC_") {
+            set(&format!("TF_VAR_{key}"), &value);
+        }
+    }
+    for (key, value) in &spec.env {
+        set(key, value);
+    }
+    for variable in spec.variables.iter().filter(|variable| variable.category == Category::Env) {
+        set(&variable.key, &variable.value);
+    }
+    // The override file puts the state where the agent looks for it; another workspace of the local backend would
+    // move it away again.
+    set("TF_WORKSPACE", "");
+    for (key, value) in &env {
+        if key.is_empty() || key.contains(['=', '\0', '\n']) || value.contains('\0') {
+            return Err(Error::Environment { key: key.clone() });
+        }
+    }
+    Ok(env.into_iter().collect())
+}
+
+/// What hooks, provisioners and users' code may want to know of the run, under the names that they are used to.
+fn story(spec: &JobSpec, facts: &Facts<'_>) -> Vec<(&'static str, String)> {
+    let (run, workspace) = (&spec.run, &spec.workspace);
+    let mode = match spec.run.refresh {
+        _ if run.plan_only => "dry",
+        _ if run.refresh_only => "refresh",
+        false => "skip_refresh",
+        true => "apply",
+    };
+    let source = match run.source.as_str() {
+        "tfe-api" | "terraform+cloud" => "cli",
+        other => other,
+    };
+    vec![
+        ("TERRAPOOL_RUN_ID", run.id.to_string()),
+        ("TERRAPOOL_WORKSPACE_NAME", workspace.name.clone()),
+        ("TFC_RUN_ID", run.id.to_string()),
+        ("TFC_WORKSPACE_ID", workspace.id.to_string()),
+        ("TFC_WORKSPACE_NAME", workspace.name.clone()),
+        ("TFC_WORKSPACE_SLUG", format!("{}/{}", workspace.environment, workspace.name)),
+        ("SCALR_RUN_ID", run.id.to_string()),
+        ("SCALR_RUN_IS_DESTROY", run.is_destroy.to_string()),
+        ("SCALR_RUN_MODE", mode.to_owned()),
+        ("SCALR_RUN_SOURCE", source.to_owned()),
+        ("SCALR_RUN_CONTENT_ROOT", format!("{}/config", facts.dir)),
+        ("SCALR_TERRAFORM_OPERATION", spec.stage.as_str().to_owned()),
+        ("SCALR_WORKSPACE_ID", workspace.id.to_string()),
+        ("SCALR_WORKSPACE_NAME", workspace.name.clone()),
+        ("SCALR_ENVIRONMENT_ID", workspace.environment_id.clone()),
+        ("SCALR_ENVIRONMENT_NAME", workspace.environment.clone()),
+    ]
+}
+
+/// The content of [`VARIABLES`]; `None`: there are none. A run's variables win over the workspace's.
+///
+/// # Errors
+/// [`Error::VariableName`]
+pub fn variables(spec: &JobSpec) -> Result<Option<String>> {
+    let mut values: BTreeMap<&str, String> = BTreeMap::new();
+    for variable in spec.variables.iter().filter(|variable| variable.category == Category::Terraform) {
+        let value = if variable.hcl { variable.value.clone() } else { quote(&variable.value) };
+        values.insert(&variable.key, value);
+    }
+    for variable in &spec.run.variables {
+        values.insert(&variable.key, variable.value.clone());
+    }
+    let mut text = String::new();
+    for (key, value) in values {
+        if !is_identifier(key) {
+            return Err(Error::VariableName { key: key.to_owned() });
+        }
+        text.push_str(&format!("{key} = {value}\n"));
+    }
+    Ok((!text.is_empty()).then_some(text))
+}
+
+fn is_identifier(name: &str) -> bool {
+    let mut chars = name.chars();
+    chars.next().is_some_and(|c| c.is_alphabetic() || c == '_')
+        && chars.all(|c| c.is_alphanumeric() || c == '_' || c == '-')
+}
+
+/// A string as an HCL literal: no template in it is expanded.
+fn quote(value: &str) -> String {
+    let mut text = String::with_capacity(value.len() + 2);
+    text.push('"');
+    let mut chars = value.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => text.push_str("\\\""),
+            '\\' => text.push_str("\\\\"),
+            '\n' => text.push_str("\\n"),
+            '\r' => text.push_str("\\r"),
+            '\t' => text.push_str("\\t"),
+            '$' | '%' if chars.peek() == Some(&'{') => text.extend([c, c]),
+            c if c.is_control() => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => text.push(c),
+        }
+    }
+    text.push('"');
+    text
+}
+
+/// The folder below `config/`, with `/` between its parts and none around them.
+///
+/// # Errors
+/// [`Error::WorkingDirectory`]
+pub fn working_directory(path: &str) -> Result<String> {
+    let mut parts = Vec::new();
+    for component in Path::new(path.trim_start_matches('/')).components() {
+        match component {
+            std::path::Component::Normal(part) => parts.push(part.to_string_lossy().into_owned()),
+            std::path::Component::CurDir => {}
+            _ => return Err(Error::WorkingDirectory { path: path.to_owned() }),
+        }
+    }
+    Ok(parts.join("/"))
 }

@@ -10,6 +10,7 @@
 
 mod docker;
 mod process;
+mod runner;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -28,6 +29,12 @@ use crate::{
     },
     ids::JobId,
 };
+
+/// How often a result is looked for: a look costs one system call, and what it finds is the end of a run.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Time for the runner to kill its stage and write its result, before it is killed itself.
+const KILL_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How stages are run.
 #[derive(Debug)]
@@ -200,12 +207,12 @@ impl Executor {
     /// When Docker was asked for and does not answer, or the data directory cannot be used.
     pub async fn connect(settings: Settings) -> Result<Connected> {
         match settings.choice {
-            Choice::Process => Ok(Connected { executor: Self::Process(Process::new(settings).await?), warning: None }),
+            Choice::Process => Ok(Connected { executor: Self::Process(Process::new(settings)?), warning: None }),
             Choice::Docker => Ok(Connected { executor: Self::Docker(Docker::connect(settings).await?), warning: None }),
             Choice::Auto => match Docker::connect(settings.clone()).await {
                 Ok(docker) => Ok(Connected { executor: Self::Docker(docker), warning: None }),
                 Err(error) => Ok(Connected {
-                    executor: Self::Process(Process::new(settings).await?),
+                    executor: Self::Process(Process::new(settings)?),
                     warning: Some(format!(
                         "{error}. Runs are started as plain processes of this user, without isolation."
                     )),
@@ -271,7 +278,7 @@ impl Executor {
     pub async fn is_alive(&self, dir: &JobDir, spec: &JobSpec) -> Result<bool> {
         match self {
             Self::Docker(docker) => docker.is_alive(dir, spec).await,
-            Self::Process(process) => process.is_alive(dir, spec).await,
+            Self::Process(process) => Ok(process.is_alive(dir, spec)),
         }
     }
 
@@ -304,7 +311,7 @@ impl Executor {
     pub async fn sweep(&self, keep: &[JobRef]) -> Result<Vec<JobId>> {
         match self {
             Self::Docker(docker) => docker.sweep(keep).await,
-            Self::Process(process) => process.sweep(keep).await,
+            Self::Process(process) => Ok(process.sweep(keep)),
         }
     }
 }

@@ -1,52 +1,209 @@
-//! (being written)
+//! Stages as child processes of this user: no isolation. Each has a process group of its own and outlives the agent;
+//! the next agent finds it by its command line, which names the job directory and the epoch.
 
-use super::{Error, Exit, Prepared, Result, Settings, Signal};
+use std::{
+    fs,
+    os::unix::{ffi::OsStrExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use rustix::process::{Pid, kill_process_group};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Settings, Signal, runner};
 use crate::{
-    agent::jobdir::{JobDir, Placement},
-    api::{
-        agent::{ExecutorKind, JobRef},
-        job::JobSpec,
+    agent::{
+        jobdir::{JobDir, write_private},
+        steps,
     },
+    api::{agent::JobRef, job::JobSpec},
     ids::JobId,
 };
 
+/// Sockets of providers lie in `TMPDIR`, and the address of a socket has at most 108 bytes.
+const LONGEST_TMP: usize = 80;
+
 #[derive(Debug)]
 pub struct Process {
-    _settings: Settings,
+    settings: Settings,
+    runner: PathBuf,
 }
 
-fn unfinished<T>() -> Result<T> {
-    Err(Error::Refused("not there yet".to_owned()))
+/// A process that cannot be mistaken for a later one of the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Running {
+    pid: i32,
+    /// In ticks since the machine's start.
+    started: u64,
 }
+
+/// What `/proc/<pid>/stat` tells.
+struct Stat {
+    zombie: bool,
+    group: i32,
+    started: u64,
+}
+
 impl Process {
-    pub(super) async fn new(settings: Settings) -> Result<Self> {
-        Ok(Self { _settings: settings })
+    pub(super) fn new(settings: Settings) -> Result<Self> {
+        let runner = runner::install(&settings.data)?;
+        Ok(Self { settings, runner })
     }
-    pub(super) async fn connect(_settings: Settings) -> Result<Self> {
-        unfinished()
+
+    pub(super) async fn prepare(&self, spec: &JobSpec) -> Result<Prepared> {
+        let engine = self.settings.engines.require(&spec.engine).await?;
+        Ok(Prepared { image: None, image_digest: None, engine: Some(engine) })
     }
-    pub(super) fn placement(&self, _spec: &JobSpec) -> Placement {
-        Placement { kind: ExecutorKind::Process, owner: None }
+
+    pub(super) async fn start(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
+        if dir.has_begun() || self.find(dir, spec).is_some() {
+            return Ok(());
+        }
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let root = text(dir.path());
+        let tmp = Some(format!("{root}/tmp")).filter(|tmp| tmp.len() <= LONGEST_TMP);
+        let engine = prepared.engine.as_deref().map(text);
+        let facts = steps::Facts {
+            dir: &root,
+            engine: engine.as_deref(),
+            tmp: tmp.as_deref(),
+            grace_seconds: self.settings.grace.as_secs(),
+        };
+        if !dir.is_set_up() {
+            dir.set_up(steps::plan(spec, &facts)?).await?;
+        }
+        let mut command = Command::new(&self.runner);
+        command.arg(dir.path()).arg(spec.epoch.to_string()).current_dir(dir.path()).process_group(0);
+        // Nothing of the agent's environment reaches a stage but the search path.
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let path = std::env::join_paths(&self.settings.engines.path).unwrap_or_default();
+        if !path.is_empty() {
+            command.env("PATH", path);
+        }
+        let doing = |source| Error::Io { doing: format!("start the runner {}", self.runner.display()), source };
+        // tokio reaps it when it ends; nobody waits on the handle, since a later agent could not either.
+        let child = tokio::process::Command::from(command).spawn().map_err(doing)?;
+        let running = child.id().and_then(|pid| Some((pid as i32, stat(pid as i32)?)));
+        if let Some((pid, stat)) = running {
+            let record = Running { pid, started: stat.started };
+            let text = serde_json::to_vec(&record).map_err(|error| doing(error.into()))?;
+            write_private(&dir.beside("pid"), &text).map_err(doing)?;
+        }
+        Ok(())
     }
-    pub(super) async fn prepare(&self, _spec: &JobSpec) -> Result<Prepared> {
-        unfinished()
+
+    pub(super) async fn wait(&self, dir: &JobDir, spec: &JobSpec) -> Result<Exit> {
+        loop {
+            if dir.has_result() {
+                return Ok(Exit::Result);
+            }
+            if self.find(dir, spec).is_none() {
+                // Its last act is the result: looked for once more, now that there is nobody left to write it.
+                return Ok(match dir.has_result() {
+                    true => Exit::Result,
+                    false => Exit::Gone { code: None, out_of_memory: false },
+                });
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
-    pub(super) async fn start(&self, _dir: &JobDir, _spec: &JobSpec, _prepared: &Prepared) -> Result<()> {
-        unfinished()
+
+    pub(super) fn is_alive(&self, dir: &JobDir, spec: &JobSpec) -> bool {
+        self.find(dir, spec).is_some()
     }
-    pub(super) async fn wait(&self, _dir: &JobDir, _spec: &JobSpec) -> Result<Exit> {
-        unfinished()
+
+    pub(super) async fn signal(&self, dir: &JobDir, spec: &JobSpec, signal: Signal) -> Result<()> {
+        match signal {
+            Signal::Interrupt => Ok(dir.write_cancel("interrupt").await?),
+            Signal::Kill => {
+                // The runner kills everything below it, even what has left the process group.
+                let asked = dir.write_cancel("kill").await;
+                let killed = tokio::time::timeout(KILL_PATIENCE, self.wait(dir, spec)).await;
+                if asked.is_err() || killed.is_err() {
+                    self.kill(dir, spec);
+                }
+                Ok(())
+            }
+        }
     }
-    pub(super) async fn is_alive(&self, _dir: &JobDir, _spec: &JobSpec) -> Result<bool> {
-        unfinished()
+
+    pub(super) async fn remove(&self, dir: &JobDir, spec: &JobSpec) -> Result<()> {
+        if !dir.has_result() && self.find(dir, spec).is_some() {
+            return self.signal(dir, spec, Signal::Kill).await;
+        }
+        self.kill(dir, spec);
+        Ok(())
     }
-    pub(super) async fn signal(&self, _dir: &JobDir, _spec: &JobSpec, _signal: Signal) -> Result<()> {
-        unfinished()
+
+    pub(super) fn sweep(&self, keep: &[JobRef]) -> Vec<JobId> {
+        let mut swept = Vec::new();
+        for (pid, dir, epoch) in self.runners() {
+            let Some(job) = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<JobId>().ok())
+            else {
+                continue;
+            };
+            if keep.iter().any(|kept| kept.job_id == job && kept.epoch == epoch) {
+                continue;
+            }
+            kill_group(pid);
+            swept.push(job);
+        }
+        swept
     }
-    pub(super) async fn remove(&self, _dir: &JobDir, _spec: &JobSpec) -> Result<()> {
-        unfinished()
+
+    fn kill(&self, dir: &JobDir, spec: &JobSpec) {
+        if let Some(pid) = self.find(dir, spec) {
+            kill_group(pid);
+        }
     }
-    pub(super) async fn sweep(&self, _keep: &[JobRef]) -> Result<Vec<JobId>> {
-        unfinished()
+
+    /// The job's runner, if it lives: as recorded, or else found by its command line (the agent may have died between
+    /// starting it and writing that down).
+    fn find(&self, dir: &JobDir, spec: &JobSpec) -> Option<i32> {
+        let recorded = fs::read(dir.beside("pid")).ok().and_then(|text| serde_json::from_slice::<Running>(&text).ok());
+        if let Some(Running { pid, started }) = recorded {
+            return stat(pid).filter(|stat| !stat.zombie && stat.started == started).map(|_| pid);
+        }
+        self.runners().into_iter().find(|(_, path, epoch)| path == dir.path() && *epoch == spec.epoch).map(|(pid, ..)| pid)
+    }
+
+    /// Living runners of this data directory: process, job directory, epoch.
+    fn runners(&self) -> Vec<(i32, PathBuf, i64)> {
+        let jobs = self.settings.data.join("jobs");
+        let bin = self.settings.data.join("bin");
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        entries
+            .flatten()
+            .filter_map(|entry| {
+                let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+                let line = fs::read(entry.path().join("cmdline")).ok()?;
+                let mut words = line.split(|byte| *byte == 0);
+                let program = Path::new(std::ffi::OsStr::from_bytes(words.next()?));
+                let dir = PathBuf::from(std::ffi::OsStr::from_bytes(words.next()?));
+                let epoch = std::str::from_utf8(words.next()?).ok()?.parse().ok()?;
+                let ours = program.starts_with(&bin) && dir.starts_with(&jobs);
+                (ours && stat(pid).is_some_and(|stat| !stat.zombie && stat.group == pid)).then_some((pid, dir, epoch))
+            })
+            .collect()
+    }
+}
+
+fn stat(pid: i32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // `pid (name) state parent group …`; the name may hold anything. Field 22 is the start.
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    Some(Stat {
+        zombie: matches!(*fields.first()?, "Z" | "X"),
+        group: fields.get(2)?.parse().ok()?,
+        started: fields.get(19)?.parse().ok()?,
+    })
+}
+
+/// The runner and all that has stayed in its group; the engine dies with the runner in any case.
+fn kill_group(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        // An error means that it is gone already.
+        _ = kill_process_group(pid, rustix::process::Signal::KILL);
     }
 }

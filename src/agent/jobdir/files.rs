@@ -1,0 +1,157 @@
+//! The files of a stage that the agent writes before its start and collects after its end.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use flate2::{Compression, write::GzEncoder};
+
+use super::{Archive, Error, JobDir, Result, beneath, unpack, write_private};
+use crate::{
+    agent::steps::{self, GENERATED, LOCK_FILE, OVERRIDE, PLAN_FILE, VARIABLES, format::Stage as Steps},
+    api::{agent::ExecutorKind, job::Stage},
+};
+
+/// What a plan hands to its apply. The variables with which it was made among them: an apply uses the same.
+const BUNDLE: [&str; 4] = [PLAN_FILE, LOCK_FILE, GENERATED, VARIABLES];
+
+/// Longest single file of a bundle.
+const BUNDLE_LIMIT: u64 = 1 << 30;
+
+/// Names in the working directory that belong to the agent or to another place's runs; a configuration that brings
+/// them has been worked with locally.
+const NOT_FROM_OUTSIDE: [&str; 10] = [
+    "terraform.tfstate",
+    "terraform.tfstate.backup",
+    "terraform.tfstate.d",
+    ".terraform.tfstate.lock.info",
+    "errored.tfstate",
+    ".terraform/environment",
+    ".terraform/terraform.tfstate",
+    PLAN_FILE,
+    VARIABLES,
+    "zz_terrapool_override.tf",
+];
+
+impl Archive {
+    fn open(&self) -> io::Result<Box<dyn Read + '_>> {
+        Ok(match self {
+            Self::Bytes(bytes) => Box::new(bytes.as_ref()),
+            Self::File(path) => Box::new(io::BufReader::new(File::open(path)?)),
+        })
+    }
+}
+
+impl JobDir {
+    /// `config/` itself.
+    fn config(&self) -> PathBuf {
+        match self.placement.kind {
+            ExecutorKind::Process => self.work(),
+            ExecutorKind::Docker | ExecutorKind::Sidecar => self.root.join("config"),
+        }
+    }
+
+    /// The working directory, of which every part is a real directory. Only before the start: nobody changes it then.
+    fn existing_working_directory(&self) -> Result<PathBuf> {
+        let mut path = self.config();
+        for part in Path::new(&self.working_directory).components() {
+            path.push(part);
+            if !path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+                let wanted = &self.working_directory;
+                return Err(Error::Configuration(format!("it has no working directory `{wanted}`")));
+            }
+        }
+        Ok(path)
+    }
+
+    pub(super) fn unpack_configuration_now(&self, archive: &Archive) -> Result<()> {
+        let config = self.config();
+        let reader = archive.open().map_err(Error::io("read the configuration"))?;
+        unpack::unpack(reader, &config, unpack::Limits::default(), None)?;
+        let working = self.existing_working_directory()?;
+        for name in NOT_FROM_OUTSIDE {
+            beneath::remove_any(&working.join(name)).map_err(Error::io(format!("remove {name}")))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn unpack_plan_now(&self, archive: &Archive) -> Result<()> {
+        let working = self.existing_working_directory()?;
+        for name in BUNDLE {
+            beneath::remove_any(&working.join(name)).map_err(Error::io(format!("remove {name}")))?;
+        }
+        let limits = unpack::Limits { entries: 16, ..unpack::Limits::default() };
+        unpack::unpack(archive.open().map_err(Error::io("read the plan"))?, &working, limits, Some(&BUNDLE))
+    }
+
+    pub(super) fn put_state_now(&self, state: Option<&[u8]>) -> Result<()> {
+        let path = self.existing_working_directory()?.join("terraform.tfstate");
+        match state {
+            Some(state) => replace(&path, state).map_err(Error::io("write the state")),
+            None => beneath::remove_any(&path).map_err(Error::io("remove a state")),
+        }
+    }
+
+    /// The last thing before the start: the generated files and the steps, then everything goes to the stage's user.
+    pub(in crate::agent) async fn set_up(&self, steps: Steps) -> Result<()> {
+        let dir = self.clone();
+        super::blocking(move || dir.set_up_now(&steps)).await
+    }
+
+    fn set_up_now(&self, steps: &Steps) -> Result<()> {
+        let doing = || Error::io(format!("fill the job directory {}", self.root.display()));
+        let working = self.existing_working_directory()?;
+        let name = steps::override_file(self.spec.engine.kind);
+        replace(&working.join(name), OVERRIDE.as_bytes()).map_err(doing())?;
+        let variables = working.join(VARIABLES);
+        let from_plan = self.spec.stage == Stage::Apply && variables.exists();
+        if let Some(text) = steps::variables(&self.spec)?.filter(|_| !from_plan) {
+            replace(&variables, text.as_bytes()).map_err(doing())?;
+        }
+        replace(&self.root.join("steps"), steps.to_text().as_bytes()).map_err(doing())?;
+        if let Some(owner) = self.placement.owner {
+            beneath::give(&self.root, owner).map_err(doing())?;
+        }
+        write_private(&self.beside("ready"), b"").map_err(doing())
+    }
+
+    pub(super) fn pack_plan_now(&self) -> Result<Option<PathBuf>> {
+        let doing = || Error::io("pack the plan");
+        let Some(plan) = self.open_in_config(PLAN_FILE)? else { return Ok(None) };
+        let path = self.beside("plan.tgz");
+        beneath::remove_any(&path).map_err(doing())?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(doing())?;
+        // The plan file is a zip of its own: more effort would find nothing.
+        let mut bundle = tar::Builder::new(GzEncoder::new(io::BufWriter::new(file), Compression::fast()));
+        add(&mut bundle, PLAN_FILE, &plan).map_err(doing())?;
+        for name in &BUNDLE[1..] {
+            if let Some(part) = self.open_in_config(name)? {
+                add(&mut bundle, name, &part).map_err(doing())?;
+            }
+        }
+        let written = bundle.into_inner().and_then(GzEncoder::finish).and_then(|mut file| file.flush());
+        written.map_err(doing())?;
+        Ok(Some(path))
+    }
+}
+
+fn add(bundle: &mut tar::Builder<impl Write>, name: &str, file: &File) -> io::Result<()> {
+    let size = file.metadata()?.len();
+    if size > BUNDLE_LIMIT {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{name} is longer than {BUNDLE_LIMIT} bytes")));
+    }
+    let mut header = tar::Header::new_gnu();
+    header.set_size(size);
+    header.set_mode(0o600);
+    bundle.append_data(&mut header, name, file.take(size))
+}
+
+/// Puts a file in the place of whatever is there; a link is replaced, not followed.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    beneath::remove_any(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(content)
+}

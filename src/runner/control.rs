@@ -1,0 +1,130 @@
+//! When a stage has to end early, and how: SIGINT first, SIGKILL after the grace time or on the second demand.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use crate::sys;
+
+/// How often the file `cancel` is looked at.
+pub const LOOK: Duration = Duration::from_millis(100);
+
+/// Longest time for killed processes to vanish.
+const VANISH: Duration = Duration::from_secs(5);
+
+/// Why the stage ends early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    Canceled,
+    TimedOut,
+}
+
+/// What is to be done to the running step now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    Interrupt(Cause),
+    Kill(Cause),
+}
+
+/// Remembers what was demanded. Pure: time and demands come in by argument.
+#[derive(Debug)]
+pub struct Control {
+    deadline: Instant,
+    grace: Duration,
+    cause: Option<Cause>,
+    /// When the step that runs now was interrupted.
+    interrupted: Option<Instant>,
+    killed: bool,
+}
+
+/// What the outside asked for since the last look.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Demand {
+    pub interrupt: bool,
+    pub kill: bool,
+    /// SIGINT or SIGTERM came: the first interrupts, the second kills.
+    pub signal: bool,
+}
+
+impl Control {
+    pub fn new(deadline: Instant, grace: Duration) -> Self {
+        Self { deadline, grace, cause: None, interrupted: None, killed: false }
+    }
+
+    /// Why the stage ends early, if it does.
+    pub fn cause(&self) -> Option<Cause> {
+        self.cause
+    }
+
+    pub fn decide(&mut self, now: Instant, demand: Demand) -> Option<Act> {
+        let second = demand.signal && self.interrupted.is_some();
+        let wanted = match self.cause {
+            Some(cause) => Some(cause),
+            None if demand.interrupt || demand.kill || demand.signal => Some(Cause::Canceled),
+            None if now >= self.deadline => Some(Cause::TimedOut),
+            None => None,
+        }?;
+        self.cause = Some(wanted);
+        let overdue = self.interrupted.is_some_and(|since| now.duration_since(since) >= self.grace);
+        if demand.kill || second || overdue {
+            return (!std::mem::replace(&mut self.killed, true)).then_some(Act::Kill(wanted));
+        }
+        if self.interrupted.is_none() {
+            self.interrupted = Some(now);
+            return Some(Act::Interrupt(wanted));
+        }
+        None
+    }
+}
+
+/// Reads what the agent wrote into `cancel`.
+pub fn look() -> Demand {
+    match fs::read_to_string("cancel") {
+        Ok(text) => Demand { interrupt: text.trim() == "interrupt", kill: text.trim() == "kill", signal: false },
+        Err(_) => Demand::default(),
+    }
+}
+
+/// Kills every process below this one and waits until they are gone: nothing that a stage started may go on.
+pub fn kill_all_others() {
+    let until = Instant::now() + VANISH;
+    loop {
+        while sys::reap().is_some() {}
+        let below = descendants();
+        if below.is_empty() || Instant::now() >= until {
+            return;
+        }
+        for pid in below {
+            // An error means that it is gone already.
+            let _ = sys::send(pid, sys::SIGKILL);
+        }
+        sys::next_signal(Duration::from_millis(20));
+    }
+}
+
+/// Living processes below this one, from `/proc`. Orphans are among them, because they are handed to us.
+fn descendants() -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let processes: Vec<(i32, i32)> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // `pid (name) state parent …`; the name may hold anything.
+            let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
+            let state = rest.next()?;
+            let parent = rest.next()?.parse().ok()?;
+            (state != "Z" && state != "X").then_some((pid, parent))
+        })
+        .collect();
+    let mut below = vec![std::process::id() as i32];
+    let mut at = 0;
+    while at < below.len() {
+        let parent = below[at];
+        below.extend(processes.iter().filter(|(pid, p)| *p == parent && *pid != parent).map(|(pid, _)| *pid));
+        at += 1;
+    }
+    below.remove(0);
+    below
+}

@@ -1,0 +1,272 @@
+//! The two texts that pass between agent and runner: `steps` and `result`. Compiled into both, so that they cannot
+//! disagree. One record per line, `word value`; a line break in a value is written `\n`, a backslash `\\`.
+
+/// First line of both texts. The runner is embedded in the agent that writes its steps, so this only catches accidents.
+const HEADER: &str = "terrapool-stage 1";
+
+/// Name of the engine in [`Step::args`]: the runner puts the program that it found in its place.
+pub const ENGINE: &str = "@engine";
+
+/// What the runner does in one stage.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stage {
+    /// The stage is interrupted after this many seconds.
+    pub limit_seconds: u64,
+    /// SIGKILL this many seconds after SIGINT.
+    pub grace_seconds: u64,
+    /// Where the engine is looked for, in this order: a path, or a name for a search in `PATH`.
+    pub engines: Vec<String>,
+    /// Added to the runner's own environment, for all steps.
+    pub env: Vec<(String, String)>,
+    pub steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Step {
+    pub name: String,
+    pub args: Vec<String>,
+    /// Relative to the job directory, as are all files below.
+    pub cwd: String,
+    pub env: Vec<(String, String)>,
+    pub output: Output,
+    /// Exit codes that are a success.
+    pub ok: Vec<i32>,
+    /// The captured output must name this engine; its version becomes the head of the log.
+    pub announce: Option<Announce>,
+    /// Runs whatever became of the steps before it.
+    pub always: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Output {
+    /// Both streams to the log.
+    #[default]
+    Log,
+    /// Standard output to this file, standard error to the log.
+    File(String),
+    /// Both streams to this file; it is shown in the log when the step fails.
+    Captured(String),
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Announce {
+    /// `Terraform`, `OpenTofu`.
+    pub title: String,
+    /// The exact version, or absent: any.
+    pub version: Option<String>,
+}
+
+/// The runner's account of a stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    pub outcome: Outcome,
+    /// The step that decided the outcome.
+    pub step: String,
+    /// Exit code of each step that ran, in order; 128 + signal for one that was killed.
+    pub exits: Vec<(String, i32)>,
+    /// For people, where there is something to say.
+    pub message: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Finished,
+    /// A step ended with an exit code that is no success.
+    Failed,
+    Canceled,
+    TimedOut,
+    /// The engine is not there, or has another version.
+    EngineUnavailable,
+    /// The runner itself could not go on.
+    RunnerFailed,
+}
+
+const OUTCOMES: [(Outcome, &str); 6] = [
+    (Outcome::Finished, "finished"),
+    (Outcome::Failed, "failed"),
+    (Outcome::Canceled, "canceled"),
+    (Outcome::TimedOut, "timed_out"),
+    (Outcome::EngineUnavailable, "engine_unavailable"),
+    (Outcome::RunnerFailed, "runner_failed"),
+];
+
+struct Writer(String);
+
+impl Writer {
+    fn new() -> Self {
+        Self(format!("{HEADER}\n"))
+    }
+
+    fn line(&mut self, word: &str, value: &str) {
+        self.0.push_str(word);
+        self.0.push(' ');
+        for c in value.chars() {
+            match c {
+                '\n' => self.0.push_str("\\n"),
+                '\\' => self.0.push_str("\\\\"),
+                c => self.0.push(c),
+            }
+        }
+        self.0.push('\n');
+    }
+
+    fn pairs(&mut self, word: &str, pairs: &[(String, String)]) {
+        for (key, value) in pairs {
+            self.line(word, &format!("{key}={value}"));
+        }
+    }
+}
+
+fn unescape(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    let mut chars = value.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => match chars.next() {
+                Some('n') => text.push('\n'),
+                Some(c) => text.push(c),
+                None => {}
+            },
+            c => text.push(c),
+        }
+    }
+    text
+}
+
+fn lines(text: &str) -> Result<impl Iterator<Item = (&str, String)>, String> {
+    let mut lines = text.lines();
+    match lines.next() {
+        Some(HEADER) => {}
+        other => return Err(format!("begins with {other:?}, not with {HEADER:?}")),
+    }
+    Ok(lines.filter(|line| !line.is_empty()).map(|line| {
+        let (word, value) = line.split_once(' ').unwrap_or((line, ""));
+        (word, unescape(value))
+    }))
+}
+
+fn pair(value: &str) -> Result<(String, String), String> {
+    let (key, value) = value.split_once('=').ok_or_else(|| format!("`{value}` is not a pair"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn number<T: std::str::FromStr>(value: &str) -> Result<T, String> {
+    value.parse().map_err(|_| format!("`{value}` is not a number"))
+}
+
+impl Stage {
+    /// As text for [`Self::parse`].
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut out = Writer::new();
+        out.line("limit", &self.limit_seconds.to_string());
+        out.line("grace", &self.grace_seconds.to_string());
+        for engine in &self.engines {
+            out.line("engine", engine);
+        }
+        out.pairs("env", &self.env);
+        for step in &self.steps {
+            step.write(&mut out);
+        }
+        out.0
+    }
+
+    /// # Errors
+    /// A sentence about the first line that is not understood.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut stage = Self::default();
+        for (word, value) in lines(text)? {
+            match (word, stage.steps.last_mut()) {
+                ("step", _) => stage.steps.push(Step { name: value, ..Step::default() }),
+                ("limit", None) => stage.limit_seconds = number(&value)?,
+                ("grace", None) => stage.grace_seconds = number(&value)?,
+                ("engine", None) => stage.engines.push(value),
+                ("env", None) => stage.env.push(pair(&value)?),
+                (word, Some(step)) => step.read(word, value)?,
+                (word, None) => return Err(format!("`{word}` before the first step")),
+            }
+        }
+        Ok(stage)
+    }
+}
+
+impl Step {
+    fn write(&self, out: &mut Writer) {
+        let Self { name, args, cwd, env, output, ok, announce, always } = self;
+        out.line("step", name);
+        for arg in args {
+            out.line("arg", arg);
+        }
+        out.line("cwd", cwd);
+        out.pairs("env", env);
+        match output {
+            Output::Log => {}
+            Output::File(path) => out.line("stdout", path),
+            Output::Captured(path) => out.line("capture", path),
+        }
+        for code in ok {
+            out.line("ok", &code.to_string());
+        }
+        if let Some(Announce { title, version }) = announce {
+            out.line("announce", &format!("{title}={}", version.as_deref().unwrap_or_default()));
+        }
+        if *always {
+            out.line("always", "");
+        }
+    }
+
+    fn read(&mut self, word: &str, value: String) -> Result<(), String> {
+        match word {
+            "arg" => self.args.push(value),
+            "cwd" => self.cwd = value,
+            "env" => self.env.push(pair(&value)?),
+            "stdout" => self.output = Output::File(value),
+            "capture" => self.output = Output::Captured(value),
+            "ok" => self.ok.push(number(&value)?),
+            "announce" => {
+                let (title, version) = pair(&value)?;
+                self.announce = Some(Announce { title, version: Some(version).filter(|v| !v.is_empty()) });
+            }
+            "always" => self.always = true,
+            other => return Err(format!("`{other}` is no property of a step")),
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    /// As text for [`Self::parse`].
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut out = Writer::new();
+        let name = OUTCOMES.iter().find(|(outcome, _)| *outcome == self.outcome).map_or("", |(_, name)| name);
+        out.line("outcome", name);
+        out.line("step", &self.step);
+        for (step, code) in &self.exits {
+            out.line("exit", &format!("{step}={code}"));
+        }
+        if let Some(message) = &self.message {
+            out.line("message", message);
+        }
+        out.0
+    }
+
+    /// # Errors
+    /// A sentence about what is not understood.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (mut outcome, mut step, mut exits, mut message) = (None, String::new(), Vec::new(), None);
+        for (word, value) in lines(text)? {
+            match word {
+                "outcome" => outcome = OUTCOMES.iter().find(|(_, name)| *name == value).map(|(outcome, _)| *outcome),
+                "step" => step = value,
+                "exit" => {
+                    let (name, code) = pair(&value)?;
+                    exits.push((name, number(&code)?));
+                }
+                "message" => message = Some(value),
+                other => return Err(format!("`{other}` is no property of a result")),
+            }
+        }
+        Ok(Self { outcome: outcome.ok_or("no outcome")?, step, exits, message })
+    }
+}

@@ -1,0 +1,91 @@
+//! The runner: executes one stage inside the run container, in any image. It knows only the job directory, which is
+//! its first argument: reads `steps`, runs them with their output in `log`, heeds `cancel`, writes `result`.
+//!
+//! Compiled by `build.rs` as a static program of its own: the standard library and nothing else, no name service, no
+//! threads. As process id 1 it reaps whatever is left to it, and nothing that a stage started outlives it.
+
+mod control;
+mod format;
+mod stage;
+mod sys;
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    process::ExitCode,
+};
+
+use format::{Outcome, Report, Stage};
+
+/// Exit code when no result could be written: the agent then knows no more than that.
+const NO_RESULT: u8 = 70;
+
+/// Room for the result, taken at the start so that a disk full at the end cannot swallow it.
+const RESERVED: usize = 8192;
+
+fn main() -> ExitCode {
+    sys::hold_signals();
+    sys::adopt_orphans();
+    let Some(dir) = std::env::args_os().nth(1) else {
+        eprintln!("the runner needs the job directory as its first argument");
+        return ExitCode::from(NO_RESULT);
+    };
+    let mut reserved = match std::env::set_current_dir(&dir).and_then(|()| reserve()) {
+        Ok(file) => file,
+        Err(error) => {
+            eprintln!("the job directory {} cannot be used: {error}", dir.display());
+            return ExitCode::from(NO_RESULT);
+        }
+    };
+    let report = run().unwrap_or_else(|message| Report {
+        outcome: Outcome::RunnerFailed,
+        step: String::new(),
+        exits: Vec::new(),
+        message: Some(message),
+    });
+    control::kill_all_others();
+    match write(&mut reserved, &report) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the result could not be written: {error}");
+            ExitCode::from(NO_RESULT)
+        }
+    }
+}
+
+fn run() -> Result<Report, String> {
+    let mut text = String::new();
+    File::open("steps")
+        .and_then(|mut file| file.read_to_string(&mut text))
+        .map_err(|error| format!("the list of steps cannot be read: {error}"))?;
+    let stage = Stage::parse(&text).map_err(|error| format!("the list of steps is damaged: {error}"))?;
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open("log")
+        .map_err(|error| format!("the log cannot be opened: {error}"))?;
+    Ok(stage::run(&stage, &log))
+}
+
+fn reserve() -> io::Result<File> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open("result.tmp")?;
+    file.write_all(&[b' '; RESERVED])?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// The name `result` appears only when its content is whole and on the disk.
+fn write(file: &mut File, report: &Report) -> io::Result<()> {
+    let mut report = report.clone();
+    if let Some(message) = &mut report.message {
+        let end = message.char_indices().map(|(at, _)| at).take_while(|at| *at <= RESERVED / 4).last().unwrap_or(0);
+        message.truncate(end);
+    }
+    let text = report.to_text();
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)?;
+    file.sync_all()?;
+    fs::rename("result.tmp", "result")?;
+    File::open(".")?.sync_all()
+}
