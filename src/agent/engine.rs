@@ -84,7 +84,9 @@ impl Engines {
                 format!("put the program at {}/{program}_{version}", dir.display())
             }
             (Some(dir), None) => format!("put the program at {}/{program}", dir.display()),
-            (None, _) => "install it in a folder of the agent's PATH, or name a folder of engines to the agent".to_owned(),
+            (None, _) => {
+                "install it in a folder of the agent's PATH, or name a folder of engines to the agent".to_owned()
+            }
         };
         Err(Error::Missing(format!("{wanted} is needed, and this host has {found}: {mend}")))
     }

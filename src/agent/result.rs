@@ -105,7 +105,9 @@ fn without_report(evidence: &Evidence<'_>) -> (Outcome, Why) {
         (Outcome::Errored, reason::OUT_OF_SPACE, message)
     } else {
         let code = code.map_or_else(|| "no exit code is known".to_owned(), |code| format!("exit code {code}"));
-        let message = format!("the container or process of the {stage} ended without a result ({code}): it was killed from outside");
+        let message = format!(
+            "the container or process of the {stage} ended without a result ({code}): it was killed from outside"
+        );
         (Outcome::Errored, reason::CONTAINER_LOST, message)
     };
     (outcome, Some((reason, message)))
@@ -241,9 +243,9 @@ pub async fn gather(
         let io = |doing: &str| jobdir::Error::io(format!("read {doing} of the stage"));
         let changes = match stage {
             // A plan that cannot be read has no numbers; the engine has judged it already.
-            Stage::Plan => reader.open_plan_json()?.map_or_else(ResourceChanges::default, |file| {
-                planned_changes(file).unwrap_or_default()
-            }),
+            Stage::Plan => reader
+                .open_plan_json()?
+                .map_or_else(ResourceChanges::default, |file| planned_changes(file).unwrap_or_default()),
             Stage::Apply => match reader.open_log(0)? {
                 Some(file) => applied_changes(file).map_err(io("the log"))?,
                 None => ResourceChanges::default(),

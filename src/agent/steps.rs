@@ -32,7 +32,9 @@ pub const PLAN_JSON: &str = "artifacts/plan.json";
 pub enum Error {
     #[error("the variable `{key}` has a name that the engine cannot read; rename it")]
     VariableName { key: String },
-    #[error("the environment variable `{key}` cannot be set: its name is empty or has `=` in it, or a zero byte is in it")]
+    #[error(
+        "the environment variable `{key}` cannot be set: its name is empty or has `=` in it, or a zero byte is in it"
+    )]
     Environment { key: String },
     #[error("the working directory `{path}` leads out of the configuration")]
     WorkingDirectory { path: String },
@@ -117,8 +119,7 @@ fn engines(spec: &JobSpec, facts: &Facts<'_>) -> Vec<String> {
 
 fn plan_arguments(spec: &JobSpec) -> Vec<String> {
     let run = &spec.run;
-    let mut args: Vec<String> =
-        ["plan", "-input=false", "-detailed-exitcode"].into_iter().map(str::to_owned).collect();
+    let mut args: Vec<String> = ["plan", "-input=false", "-detailed-exitcode"].into_iter().map(str::to_owned).collect();
     args.push(format!("-out={PLAN_FILE}"));
     for (wanted, flag) in
         [(run.is_destroy, "-destroy"), (!run.refresh, "-refresh=false"), (run.refresh_only, "-refresh-only")]

@@ -165,7 +165,10 @@ impl Process {
         if let Some(Running { pid, started }) = recorded {
             return stat(pid).filter(|stat| !stat.zombie && stat.started == started).map(|_| pid);
         }
-        self.runners().into_iter().find(|(_, path, epoch)| path == dir.path() && *epoch == spec.epoch).map(|(pid, ..)| pid)
+        self.runners()
+            .into_iter()
+            .find(|(_, path, epoch)| path == dir.path() && *epoch == spec.epoch)
+            .map(|(pid, ..)| pid)
     }
 
     /// Living runners of this data directory: process, job directory, epoch.

@@ -19,7 +19,8 @@ pub(super) fn install(data: &Path) -> Result<PathBuf> {
     let dir = data.join("bin");
     let path = dir.join(format!("runner-{}", short_hash(RUNNER)));
     let doing = |source| Error::Io { doing: format!("write the runner to {}", path.display()), source };
-    if fs::metadata(&path).is_ok_and(|meta| meta.len() == RUNNER.len() as u64 && meta.permissions().mode() & 0o111 != 0) {
+    if fs::metadata(&path).is_ok_and(|meta| meta.len() == RUNNER.len() as u64 && meta.permissions().mode() & 0o111 != 0)
+    {
         return Ok(path);
     }
     fs::create_dir_all(&dir).map_err(doing)?;

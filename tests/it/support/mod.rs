@@ -4,6 +4,7 @@ pub mod agent;
 pub mod app;
 pub mod cli;
 pub mod docker;
+pub mod jobs;
 pub mod poll;
 pub mod server;
 pub mod sim_agent;
