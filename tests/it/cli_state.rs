@@ -2,22 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::support::cli::{Cli, Program, Served};
+use crate::support::{
+    cli::{Access, Cli, Engine, cloud_block},
+    served::Served,
+};
 
-fn cloud(served: &Served, organization: &str, workspace: &str) -> String {
-    format!(
-        "terraform {{\n  cloud {{\n    hostname     = \"localhost:{}\"\n    organization = \"{organization}\"\n    \
-         workspaces {{\n      name = \"{workspace}\"\n    }}\n  }}\n}}\n",
-        served.address.port()
-    )
-}
-
-fn remote(served: &Served, organization: &str, workspace: &str) -> String {
-    format!(
-        "terraform {{\n  backend \"remote\" {{\n    hostname     = \"localhost:{}\"\n    organization = \"{organization}\"\n    \
-         workspaces {{\n      name = \"{workspace}\"\n    }}\n  }}\n}}\n",
-        served.address.port()
-    )
+fn remote_block(access: &Access, organization: &str, workspace: &str) -> String {
+    cloud_block(access, organization, workspace).replace("cloud {", "backend \"remote\" {")
 }
 
 /// A state with a plain and a sensitive output and one resource.
@@ -38,17 +29,17 @@ fn state(serial: i64) -> Value {
     })
 }
 
-async fn state_commands(program: Program, configuration: fn(&Served, &str, &str) -> String) {
+async fn state_commands(engine: Engine, block: fn(&Access, &str, &str) -> String) {
     let served = Served::new().await;
     served.test.fixture().await;
-    let cli = Cli::new(program, &served);
-    cli.write("main.tf", &configuration(&served, "prod", "fresh"));
+    let cli = Cli::new(engine, &served.access);
+    cli.write("main.tf", &block(&served.access, "prod", "fresh"));
     cli.run(&["init"]).await.expect(0);
 
     let workspace = served.test.get("/api/v2/organizations/prod/workspaces/fresh").await.expect(200).json();
     let attributes = &workspace["data"]["attributes"];
-    let engine = if program == Program::Tofu { "opentofu" } else { "terraform" };
-    assert_eq!(attributes["iac-platform"], engine);
+    let platform = if engine == Engine::Tofu { "opentofu" } else { "terraform" };
+    assert_eq!(attributes["iac-platform"], platform);
     assert_ne!(attributes["terraform-version"], "latest", "the CLI names its version");
 
     let empty: Value = serde_json::from_str(&cli.run(&["state", "pull"]).await.expect(0).stdout).unwrap();
@@ -61,7 +52,7 @@ async fn state_commands(program: Program, configuration: fn(&Served, &str, &str)
 
     assert_eq!(cli.run(&["output", "-raw", "greeting"]).await.expect(0).stdout, "hello");
     assert_eq!(cli.run(&["output", "-raw", "secret"]).await.expect(0).stdout, "hunter2");
-    assert!(cli.run(&["output"]).await.expect(0).stdout.contains("<sensitive>"));
+    cli.run(&["output"]).await.expect(0).says("secret = <sensitive>");
 
     // an older state is refused, by the CLI itself or by us
     cli.write("old.tfstate", &state(1).to_string());
@@ -75,25 +66,24 @@ async fn state_commands(program: Program, configuration: fn(&Served, &str, &str)
 
 #[tokio::test(flavor = "multi_thread")]
 async fn terraform_reads_and_writes_state_with_the_cloud_block() {
-    state_commands(Program::Terraform, cloud).await;
+    state_commands(Engine::Terraform, cloud_block).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn terraform_reads_and_writes_state_with_the_remote_backend() {
-    state_commands(Program::Terraform, remote).await;
+    state_commands(Engine::Terraform, remote_block).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tofu_reads_and_writes_state_with_the_cloud_block() {
-    state_commands(Program::Tofu, cloud).await;
+    state_commands(Engine::Tofu, cloud_block).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_organization_that_is_not_there_is_named() {
     let served = Served::new().await;
-    let cli = Cli::new(Program::Terraform, &served);
-    cli.write("main.tf", &cloud(&served, "nowhere", "x"));
-    let ended = cli.run(&["init"]).await.expect(1);
-    assert!(ended.stderr.contains("nowhere"), "{}", ended.stderr);
+    let cli = Cli::new(Engine::Terraform, &served.access);
+    cli.write("main.tf", &cloud_block(&served.access, "nowhere", "x"));
+    cli.run(&["init"]).await.expect(1).says("nowhere");
     served.stop().await;
 }

@@ -7,6 +7,7 @@ mod agent_executor_runs;
 mod api_iacp_pools;
 mod api_iacp_tokens;
 mod architecture;
+mod cli_run;
 mod cli_state;
 mod crds;
 mod flow_cli_init;

@@ -72,7 +72,9 @@ impl Access {
         if ca.is_some() {
             return credentials;
         }
-        let services = format!("services = {{\n    \"tfe.v2\" = \"http://{host}/api/v2/\"\n  }}");
+        // As service discovery answers; `backend "remote"` asks for the later names.
+        let service = |name| format!("    \"{name}\" = \"http://{host}/api/v2/\"\n");
+        let services = format!("services = {{\n{}  }}", ["tfe.v2", "tfe.v2.1", "tfe.v2.2"].map(service).concat());
         format!("{credentials}host \"{host}\" {{\n  {services}\n}}\n")
     }
 }

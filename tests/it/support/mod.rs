@@ -6,6 +6,7 @@ pub mod cli;
 pub mod docker;
 pub mod jobs;
 pub mod poll;
+pub mod served;
 pub mod server;
 pub mod sim_agent;
 pub mod sources;
