@@ -12,6 +12,8 @@ mod cli_state;
 mod crds;
 mod flow_cli_init;
 mod forgotten;
+mod metrics;
 mod queue_leases;
 mod support;
 mod toolchain;
+mod ui_pages;
