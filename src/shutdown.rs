@@ -21,6 +21,13 @@ impl Shutdown {
         Self::default()
     }
 
+    /// For a part that may also end by itself: what ends the whole ends it, but not the other way round. Tasks are
+    /// tracked together.
+    #[must_use]
+    pub fn into_child(self) -> Self {
+        Self { drain: self.drain.child_token(), stop: self.stop.child_token(), tasks: self.tasks }
+    }
+
     /// Runs `future` until it ends; [`Self::finished`] waits for it.
     pub fn spawn<F>(&self, future: F) -> tokio::task::JoinHandle<F::Output>
     where

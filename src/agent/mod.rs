@@ -206,7 +206,8 @@ pub async fn run(config: AgentConfig, shutdown: Shutdown, on_ready: impl FnOnce(
         identity: tokio::sync::Mutex::new(identity),
         jobs: Jobs::default(),
         clock: Clock::real(),
-        shutdown,
+        // An agent that ends by itself takes nobody along.
+        shutdown: shutdown.into_child(),
         cordoned: watch::Sender::new(false),
         halt: CancellationToken::new(),
         done: CancellationToken::new(),
@@ -215,8 +216,19 @@ pub async fn run(config: AgentConfig, shutdown: Shutdown, on_ready: impl FnOnce(
         config,
         _lock: lock,
     });
-    let Some(registration) = agent.sign_on().await? else { return Ok(()) };
+    // Before it is registered: an engine that runs since the last time has to be watched, whoever is away.
     recover(&agent).await?;
+    let registration = match agent.sign_on().await {
+        Ok(Some(registration)) => registration,
+        Ok(None) if agent.jobs.count() == 0 => return Ok(()),
+        Ok(None) => return work(&agent).await,
+        Err(error) => {
+            agent.halt.cancel();
+            let limit = agent.config.executor.grace + DELIVERY;
+            drop(tokio::time::timeout(limit, agent.jobs.until(|count| count == 0)).await);
+            return Err(error);
+        }
+    };
     let ready = Ready {
         agent_id: registration.agent_id,
         pool_name: registration.pool_name,
@@ -316,10 +328,12 @@ impl Agent {
 
     /// The stored registration when it still fits, else a new one; `None`: told to end before that.
     async fn sign_on(&self) -> Result<Option<Registration>, Error> {
-        let stored = self.identity.lock().await.registration.clone();
-        if let Some(registration) = stored.filter(|stored| stored.fingerprint == self.fingerprint()) {
-            self.adopt(&registration);
-            return Ok(Some(registration));
+        if let Some(stored) = self.identity.lock().await.registration.clone() {
+            // Good for the jobs at hand even when something else is to be registered now.
+            self.adopt(&stored);
+            if stored.fingerprint == self.fingerprint() {
+                return Ok(Some(stored));
+            }
         }
         let mut backoff = Backoff::default();
         loop {

@@ -88,6 +88,7 @@ async fn resolve(agent: &Arc<Agent>, id: &str) {
         tokio::select! {
             () = tokio::time::sleep(backoff.next(None)) => {}
             () = agent.shutdown.stop.cancelled() => return,
+            () = agent.halt.cancelled() => return,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Carries the state of a running apply to the control plane: the engine writes its state file after every
 //! resource, and each version is uploaded as soon as it is whole.
 
-use std::{os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -11,7 +11,7 @@ use super::{
     jobdir::{self, JobDir},
     remote::{CallError, Remote, Stop},
 };
-use crate::{api::job::JobSpec, client, telemetry::Chain};
+use crate::{client, telemetry::Chain};
 
 /// How often the state file is looked at: a created resource is to be recorded within a second.
 const TICK: Duration = Duration::from_millis(100);
@@ -20,12 +20,7 @@ const TICK: Duration = Duration::from_millis(100);
 const AFTER_TROUBLE: Duration = Duration::from_secs(2);
 
 /// Changes whenever the file does; only a hint when to read it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-}
+type Stamp = (std::time::SystemTime, u64);
 
 /// What every whole state has. A half-written one does not parse.
 #[derive(Deserialize)]
@@ -40,7 +35,6 @@ struct Head {
 #[derive(Debug)]
 pub(super) struct Snapshots {
     dir: JobDir,
-    file: PathBuf,
     /// The file when it was last uploaded, or found not to be worth it.
     settled: Option<Stamp>,
     /// Of the content that the server has.
@@ -72,9 +66,8 @@ pub(super) fn is_whole(state: &[u8]) -> bool {
 }
 
 impl Snapshots {
-    pub(super) fn new(dir: JobDir, spec: &JobSpec) -> Self {
-        let file = dir.path().join("config").join(&spec.workspace.working_directory).join("terraform.tfstate");
-        Self { dir, file, settled: None, delivered: None }
+    pub(super) fn new(dir: JobDir) -> Self {
+        Self { dir, settled: None, delivered: None }
     }
 
     /// Uploads every version that appears, for ever; returns when the job is not ours any more. Cancel-safe.
@@ -139,6 +132,11 @@ impl Snapshots {
         delivered
     }
 
+    async fn stamp(&self) -> Option<Stamp> {
+        let dir = self.dir.clone();
+        tokio::task::spawn_blocking(move || dir.state_stamp()).await.ok().flatten()
+    }
+
     async fn deliver(&mut self, remote: &Remote, state: Bytes) -> Result<(), Error> {
         let digest = digest(&state);
         if self.delivered == Some(digest) {
@@ -147,11 +145,6 @@ impl Snapshots {
         remote.call(|| remote.client.put_state(&remote.job, state.clone())).await?;
         self.delivered = Some(digest);
         Ok(())
-    }
-
-    async fn stamp(&self) -> Option<Stamp> {
-        let meta = tokio::fs::symlink_metadata(&self.file).await.ok()?;
-        Some(Stamp { inode: meta.ino(), size: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) })
     }
 }
 

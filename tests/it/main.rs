@@ -3,7 +3,10 @@
 #![expect(unreachable_pub, reason = "a program of tests exports nothing; `pub` says that its other files use it")]
 #![expect(clippy::unwrap_used, reason = "what fails in a test's set-up fails the test, with the line where")]
 
+mod agent_crash;
 mod agent_executor_runs;
+mod agent_flow;
+mod agent_sign_on;
 mod api_iacp_pools;
 mod api_iacp_tokens;
 mod architecture;
@@ -12,8 +15,6 @@ mod cli_state;
 mod crds;
 mod flow_cli_init;
 mod forgotten;
-mod metrics;
 mod queue_leases;
 mod support;
 mod toolchain;
-mod ui_pages;

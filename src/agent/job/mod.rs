@@ -46,7 +46,7 @@ pub(super) async fn take(agent: &Arc<Agent>, spec: JobSpec) {
     tracing::info!(job = %job.job_id, epoch = job.epoch, run = %spec.run.id, stage = spec.stage.as_str(), "took a job");
     let orders = agent.jobs.add(&job);
     match JobDir::create(&agent.config.data, &spec, agent.executor.placement(&spec)).await {
-        Ok(dir) => supervise(agent, spec, dir, orders),
+        Ok(dir) => supervise(agent, spec, dir, orders, Life::First),
         Err(error) => {
             let failure = Failure { reason: error.reason().to_owned(), message: Chain(&error).to_string() };
             let agent = agent.clone();
@@ -59,15 +59,15 @@ pub(super) async fn take(agent: &Arc<Agent>, spec: JobSpec) {
 /// Goes on with a job that an earlier process of the agent stored.
 pub(super) fn resume(agent: &Arc<Agent>, spec: JobSpec, dir: JobDir) {
     let orders = agent.jobs.add(&reference(&spec));
-    supervise(agent, spec, dir, orders);
+    supervise(agent, spec, dir, orders, Life::Later);
 }
 
-fn supervise(agent: &Arc<Agent>, spec: JobSpec, dir: JobDir, orders: watch::Receiver<Option<Order>>) {
+fn supervise(agent: &Arc<Agent>, spec: JobSpec, dir: JobDir, orders: watch::Receiver<Option<Order>>, life: Life) {
     let tracker = agent.shutdown.clone();
     let agent = agent.clone();
     drop(tracker.spawn(async move {
         let id = spec.job_id.clone();
-        match Supervisor::new(agent.clone(), spec, dir, orders).await {
+        match Supervisor::new(agent.clone(), spec, dir, orders, life).await {
             Ok(supervisor) => Box::pin(supervisor.run()).await,
             Err(error) => tracing::error!(job = %id, error = %Chain(&error), "the job is left as it is"),
         }
@@ -93,6 +93,14 @@ struct Supervisor {
     orders: watch::Receiver<Option<Order>>,
     shipper: Shipper,
     snapshots: Snapshots,
+    life: Life,
+}
+
+/// Whether an earlier process of the agent worked on the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    First,
+    Later,
 }
 
 /// How the time before the start of the stage ended.
@@ -153,6 +161,7 @@ impl Supervisor {
         spec: JobSpec,
         dir: JobDir,
         orders: watch::Receiver<Option<Order>>,
+        life: Life,
     ) -> Result<Self, record::Error> {
         let record = JobRecord::load(&agent.config.data, &spec.job_id).await?;
         let mut ending = Ending::new(agent.config.executor.grace);
@@ -160,8 +169,8 @@ impl Supervisor {
             ending.resume(cause, Instant::now());
         }
         let shipper = Shipper::new(dir.clone(), agent.config.log_limit);
-        let snapshots = Snapshots::new(dir.clone(), &spec);
-        Ok(Self { remote: remote(&agent, &spec), agent, spec, dir, record, ending, orders, shipper, snapshots })
+        let snapshots = Snapshots::new(dir.clone());
+        Ok(Self { remote: remote(&agent, &spec), agent, spec, dir, record, ending, orders, shipper, snapshots, life })
     }
 
     async fn run(mut self) {
@@ -221,7 +230,14 @@ impl Supervisor {
 
     /// Has everything at hand and starts the stage.
     async fn begin(&mut self) -> Result<Begun, Stop> {
-        let Self { agent, spec, dir, remote, orders, ending, .. } = self;
+        let Self { agent, spec, dir, remote, orders, ending, life, .. } = self;
+        if *life == Life::Later {
+            // What an interrupted preparation left is in the way of another.
+            match prepare_anew(agent, spec).await {
+                Ok(anew) => *dir = anew,
+                Err(failure) => return Ok(Begun::Failed(failure)),
+            }
+        }
         let prepared = tokio::select! {
             prepared = prepare(&agent.executor, spec, dir, remote) => prepared,
             ended = end_before_start(agent, orders, ending) => return match ended {
@@ -259,8 +275,12 @@ impl Supervisor {
         let ran = u64::try_from(self.agent.clock.now_ms() - started).unwrap_or_default();
         let left = Duration::from_secs(self.spec.timeout_seconds).saturating_sub(Duration::from_millis(ran));
         self.ending.limit(Instant::now() + left);
-        let Self { agent, spec, dir, remote, record, ending, orders, shipper, snapshots } = self;
+        let Self { agent, spec, dir, remote, record, ending, orders, shipper, snapshots, life: _ } = self;
         let (agent, spec, dir, remote) = (&*agent, &*spec, &*dir, &*remote);
+        if record.cause.is_some() {
+            // An earlier process may have died between noting the end and telling it; told twice it is one interrupt.
+            insist(spec, "signal the stage", || agent.executor.signal(dir, spec, Signal::Interrupt)).await;
+        }
         let logs = async { fenced_only(shipper.follow(remote).await).await };
         let states = async {
             if spec.stage == Stage::Apply {
@@ -324,6 +344,12 @@ impl Supervisor {
             tracing::warn!(job = %id, error = %Chain(&error), "the job's record could not be removed");
         }
     }
+}
+
+/// An empty job directory for a job whose stage has not started.
+async fn prepare_anew(agent: &Agent, spec: &JobSpec) -> Result<JobDir, Failure> {
+    let made = JobDir::create(&agent.config.data, spec, agent.executor.placement(spec)).await;
+    made.map_err(|error| Failure { reason: error.reason().to_owned(), message: Chain(&error).to_string() })
 }
 
 /// Fetches what the stage needs and has its image and engine at hand.

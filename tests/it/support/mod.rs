@@ -1,9 +1,11 @@
 //! What tests share.
 
 pub mod agent;
+pub mod agents;
 pub mod app;
 pub mod cli;
 pub mod docker;
+pub mod gate;
 pub mod jobs;
 pub mod poll;
 pub mod served;
