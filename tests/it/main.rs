@@ -13,6 +13,7 @@ mod architecture;
 mod cli_run;
 mod cli_state;
 mod crds;
+mod examples;
 mod flow_cli_init;
 mod forgotten;
 mod queue_leases;
