@@ -23,6 +23,9 @@ use crate::api::{
 /// `terraform plan -detailed-exitcode`: something would change.
 const CHANGES: i32 = 2;
 
+/// Exit code of a step that was killed by SIGKILL, and not by the runner.
+const KILLED: i32 = 128 + 9;
+
 /// What is known of a stage that has ended.
 #[derive(Debug, Clone)]
 pub struct Evidence<'a> {
@@ -71,6 +74,13 @@ fn of_report(evidence: &Evidence<'_>, report: &Report) -> (Outcome, Why) {
         Ended::Failed if evidence.disk_full => {
             (Outcome::Errored, reason::OUT_OF_SPACE, "the agent's disk is full; make room in its data directory".into())
         }
+        Ended::Failed if report.exits.iter().any(|(_, code)| *code == KILLED) => (
+            Outcome::Errored,
+            reason::CONTAINER_LOST,
+            format!(
+                "the engine was killed during the {stage}: most often for taking more memory than the pool's limit"
+            ),
+        ),
         Ended::Failed => {
             (Outcome::Errored, reason::ENGINE_FAILED, format!("{}; see the log of the {stage}", message("it failed")))
         }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::sys;
+use super::sys;
 
 /// How often the file `cancel` is looked at.
 pub const LOOK: Duration = Duration::from_millis(100);

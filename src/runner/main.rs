@@ -27,13 +27,13 @@ fn main() -> ExitCode {
     sys::hold_signals();
     sys::adopt_orphans();
     let Some(dir) = std::env::args_os().nth(1) else {
-        eprintln!("the runner needs the job directory as its first argument");
+        complain("the runner needs the job directory as its first argument");
         return ExitCode::from(NO_RESULT);
     };
     let mut reserved = match std::env::set_current_dir(&dir).and_then(|()| reserve()) {
         Ok(file) => file,
         Err(error) => {
-            eprintln!("the job directory {} cannot be used: {error}", dir.display());
+            complain(&format!("the job directory {} cannot be used: {error}", dir.display()));
             return ExitCode::from(NO_RESULT);
         }
     };
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     match write(&mut reserved, &report) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("the result could not be written: {error}");
+            complain(&format!("the result could not be written: {error}"));
             ExitCode::from(NO_RESULT)
         }
     }
@@ -78,8 +78,7 @@ fn reserve() -> io::Result<File> {
 fn write(file: &mut File, report: &Report) -> io::Result<()> {
     let mut report = report.clone();
     if let Some(message) = &mut report.message {
-        let end = message.char_indices().map(|(at, _)| at).take_while(|at| *at <= RESERVED / 4).last().unwrap_or(0);
-        message.truncate(end);
+        message.truncate(message.floor_char_boundary(RESERVED / 4));
     }
     let text = report.to_text();
     file.seek(SeekFrom::Start(0))?;
@@ -88,4 +87,9 @@ fn write(file: &mut File, report: &Report) -> io::Result<()> {
     file.sync_all()?;
     fs::rename("result.tmp", "result")?;
     File::open(".")?.sync_all()
+}
+
+/// To whoever started the runner by hand; an agent does not listen.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
+use super::{
     control::{self, Act, Cause, Control, Demand},
     format::{Announce, ENGINE, Outcome, Output, Report, Stage, Step},
     sys,

@@ -14,7 +14,7 @@ mod runner;
 
 use std::{path::PathBuf, time::Duration};
 
-pub use docker::Docker;
+pub use docker::{Cause as DockerCause, Docker};
 pub use process::Process;
 
 use super::{
@@ -277,7 +277,7 @@ impl Executor {
     /// When Docker cannot be asked.
     pub async fn is_alive(&self, dir: &JobDir, spec: &JobSpec) -> Result<bool> {
         match self {
-            Self::Docker(docker) => docker.is_alive(dir, spec).await,
+            Self::Docker(docker) => docker.is_alive(spec).await,
             Self::Process(process) => Ok(process.is_alive(dir, spec)),
         }
     }
@@ -299,7 +299,7 @@ impl Executor {
     /// When Docker refuses or does not answer.
     pub async fn remove(&self, dir: &JobDir, spec: &JobSpec) -> Result<()> {
         match self {
-            Self::Docker(docker) => docker.remove(dir, spec).await,
+            Self::Docker(docker) => docker.remove(spec).await,
             Self::Process(process) => process.remove(dir, spec).await,
         }
     }

@@ -1,0 +1,308 @@
+//! Stages in containers of the host's Docker engine. The agent alone talks to the engine; a container knows its job
+//! directory and nothing else.
+
+mod image;
+mod profile;
+
+use std::{collections::HashMap, path::PathBuf, time::Duration};
+
+use bollard::{
+    API_DEFAULT_VERSION,
+    models::{ContainerState, ContainerStateStatusEnum, SystemInfo},
+    query_parameters::{
+        CreateContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
+        RemoveContainerOptionsBuilder,
+    },
+};
+use tokio::{sync::OnceCell, time::Instant};
+
+use self::{image::Minimal, profile::Profile};
+use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Settings, Signal, runner};
+use crate::{
+    agent::{
+        jobdir::{JobDir, Placement},
+        steps,
+    },
+    api::{
+        agent::{ExecutorKind, JobRef},
+        job::JobSpec,
+    },
+    ids::JobId,
+};
+
+/// What the engine answers when something is wrong.
+pub type Cause = bollard::errors::Error;
+
+const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
+
+/// Longest time of one call, in seconds. Under load an engine takes long to start a container.
+const CALL: u64 = 120;
+
+/// Longest time to find out whether an engine answers at all.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// How often a container is looked at, in case it has ended without a result.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// User and group of run containers when the agent is root and the pool does not ask for root.
+const NOBODY: (u32, u32) = (65_532, 65_532);
+
+#[derive(Debug)]
+pub struct Docker {
+    engine: bollard::Docker,
+    settings: Settings,
+    runner: PathBuf,
+    facts: Facts,
+    minimal: OnceCell<Minimal>,
+}
+
+/// What matters of the engine's description of itself.
+#[derive(Debug, Clone, Copy)]
+struct Facts {
+    cores: Option<i64>,
+    selinux: bool,
+    /// The engine maps users of containers to others of the host.
+    maps_users: bool,
+    /// The engine runs as this user: root in a container is this user outside.
+    rootless: bool,
+}
+
+impl Facts {
+    fn of(info: &SystemInfo) -> Self {
+        let options = info.security_options.as_deref().unwrap_or_default();
+        let has =
+            |name: &str| options.iter().any(|option| option.split(',').any(|part| part == format!("name={name}")));
+        Self { cores: info.ncpu, selinux: has("selinux"), maps_users: has("userns"), rootless: has("rootless") }
+    }
+}
+
+fn failed(doing: impl Into<String>) -> impl FnOnce(Cause) -> Error {
+    move |source| Error::Docker { doing: doing.into(), source: Box::new(source) }
+}
+
+fn is_status(error: &Cause, status: u16) -> bool {
+    matches!(error, Cause::DockerResponseServerError { status_code, .. } if *status_code == status)
+}
+
+impl Docker {
+    pub(super) async fn connect(settings: Settings) -> Result<Self> {
+        let host = settings.docker_host.clone().unwrap_or_else(|| DEFAULT_HOST.to_owned());
+        let silent = |source| Error::NoDocker { host: host.clone(), source: Box::new(source) };
+        let made = match host.strip_prefix("unix://") {
+            Some(path) => bollard::Docker::connect_with_unix(path, CALL, API_DEFAULT_VERSION),
+            None => bollard::Docker::connect_with_http(&host, CALL, API_DEFAULT_VERSION),
+        };
+        // Old engines refuse calls of a newer version than their own.
+        let ask = async { made.map_err(silent)?.negotiate_version().await.map_err(silent) };
+        let engine = match tokio::time::timeout(ANSWER, ask).await {
+            Ok(engine) => engine?,
+            Err(_) => return Err(silent(Cause::RequestTimeoutError)),
+        };
+        let info = engine.info().await.map_err(silent)?;
+        let runner = runner::install(&settings.data)?;
+        Ok(Self { engine, settings, runner, facts: Facts::of(&info), minimal: OnceCell::new() })
+    }
+
+    /// The user in the container, and whose the files must be on the host.
+    fn user(&self, spec: &JobSpec) -> ((u32, u32), Option<(u32, u32)>) {
+        let own = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        match (spec.run_as_root || self.facts.rootless, own.0 == 0) {
+            (true, true) => ((0, 0), Some((0, 0))),
+            (true, false) => ((0, 0), None),
+            (false, true) => (NOBODY, Some(NOBODY)),
+            (false, false) => (own, None),
+        }
+    }
+
+    pub(super) fn placement(&self, spec: &JobSpec) -> Placement {
+        Placement { kind: ExecutorKind::Docker, owner: self.user(spec).1 }
+    }
+
+    pub(super) async fn prepare(&self, spec: &JobSpec) -> Result<Prepared> {
+        let (image, engine) = match spec.image.as_ref().or(self.settings.default_image.as_ref()) {
+            Some(name) => {
+                let image = image::obtain(&self.engine, name, self.settings.pull_timeout).await?;
+                // The image may have its own; the runner looks and says what is missing.
+                (image, self.settings.engines.find(&spec.engine).await)
+            }
+            None => {
+                let engine = self.settings.engines.require(&spec.engine).await?;
+                let minimal = self.minimal.get_or_try_init(|| Minimal::new(NOBODY)).await?;
+                (minimal.obtain(&self.engine).await?, Some(engine))
+            }
+        };
+        let engine = match engine {
+            // Docker mounts what a link leads to, but the checks are about what is really mounted.
+            Some(path) => Some(
+                path.canonicalize()
+                    .map_err(|source| Error::Io { doing: format!("find what {} leads to", path.display()), source })?,
+            ),
+            None => None,
+        };
+        Ok(Prepared { image: Some(image.id), image_digest: Some(image.digest), engine })
+    }
+
+    pub(super) async fn start(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
+        let name = profile::name(spec);
+        match self.state(&name).await? {
+            Some(state) if state.status == Some(ContainerStateStatusEnum::CREATED) => {}
+            Some(_) => return Ok(()),
+            None if dir.has_begun() => return Ok(()),
+            None => self.create(dir, spec, prepared, &name).await?,
+        }
+        if let Err(error) = self.engine.start_container(&name, None).await {
+            // Nothing may be left that a later call would take for a stage that has run.
+            self.remove(spec).await?;
+            return Err(failed(format!(
+                "start the run container of image {}",
+                spec.image.as_deref().unwrap_or("(minimal)")
+            ))(error));
+        }
+        Ok(())
+    }
+
+    async fn create(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared, name: &str) -> Result<()> {
+        let engine = prepared.engine.as_ref().map(|_| profile::engine_path(spec));
+        if !dir.is_set_up() {
+            let facts = steps::Facts {
+                dir: profile::JOB_DIR,
+                engine: engine.as_deref(),
+                tmp: Some("/tmp"),
+                grace_seconds: self.settings.grace.as_secs(),
+            };
+            dir.set_up(steps::plan(spec, &facts)?).await?;
+        }
+        let (uid, gid) = self.user(spec).0;
+        let body = Profile {
+            spec,
+            image: prepared.image.as_deref().unwrap_or_default(),
+            instance: &self.settings.instance,
+            job_dir: dir.path(),
+            runner: &self.runner,
+            engine: prepared.engine.as_deref(),
+            user: &format!("{uid}:{gid}"),
+            network: self.settings.network.as_deref(),
+            limits: &self.settings.limits,
+            cores: self.facts.cores,
+            selinux: self.facts.selinux,
+            host_users: self.facts.maps_users && !self.facts.rootless,
+            grace_seconds: self.settings.grace.as_secs(),
+        }
+        .body()?;
+        let options = CreateContainerOptionsBuilder::new().name(name).build();
+        match self.engine.create_container(Some(options), body).await {
+            // Somebody was faster: it is the same job and epoch.
+            Err(error) if is_status(&error, 409) => Ok(()),
+            Err(error) => Err(failed("create the run container")(error)),
+            Ok(created) => {
+                for warning in created.warnings {
+                    tracing::debug!(container = name, warning, "Docker warns");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) async fn wait(&self, dir: &JobDir, spec: &JobSpec) -> Result<Exit> {
+        let name = profile::name(spec);
+        let mut looked: Option<Instant> = None;
+        loop {
+            if dir.has_result() {
+                return Ok(Exit::Result);
+            }
+            if looked.is_none_or(|at| at.elapsed() >= LOOK) {
+                looked = Some(Instant::now());
+                let state = self.state(&name).await?;
+                if !state.as_ref().is_some_and(is_going_on) {
+                    // Its last act is the result: looked for once more, now that there is nobody left to write it.
+                    return Ok(if dir.has_result() { Exit::Result } else { gone(state.as_ref()) });
+                }
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    pub(super) async fn is_alive(&self, spec: &JobSpec) -> Result<bool> {
+        Ok(self.state(&profile::name(spec)).await?.is_some_and(|state| state.running == Some(true)))
+    }
+
+    async fn state(&self, name: &str) -> Result<Option<ContainerState>> {
+        match self.engine.inspect_container(name, None).await {
+            Ok(container) => Ok(Some(container.state.unwrap_or_default())),
+            Err(error) if is_status(&error, 404) => Ok(None),
+            Err(error) => Err(failed(format!("look at the container {name}"))(error)),
+        }
+    }
+
+    pub(super) async fn signal(&self, dir: &JobDir, spec: &JobSpec, signal: Signal) -> Result<()> {
+        let (word, name) = match signal {
+            Signal::Interrupt => ("interrupt", "SIGINT"),
+            Signal::Kill => ("kill", "SIGKILL"),
+        };
+        let asked = dir.write_cancel(word).await;
+        let done = match signal {
+            // The stage may have made the file unwritable; a signal cannot be kept away.
+            Signal::Interrupt => asked.is_ok(),
+            Signal::Kill => {
+                asked.is_ok() && matches!(tokio::time::timeout(KILL_PATIENCE, self.wait(dir, spec)).await, Ok(Ok(_)))
+            }
+        };
+        if done {
+            return Ok(());
+        }
+        let options = KillContainerOptionsBuilder::new().signal(name).build();
+        match self.engine.kill_container(&profile::name(spec), Some(options)).await {
+            // 409: it does not run any more.
+            Err(error) if !is_status(&error, 404) && !is_status(&error, 409) => {
+                Err(failed("signal the run container")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn remove(&self, spec: &JobSpec) -> Result<()> {
+        self.remove_container(&profile::name(spec)).await
+    }
+
+    async fn remove_container(&self, name: &str) -> Result<()> {
+        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+        match self.engine.remove_container(name, Some(options)).await {
+            // 409: somebody else removes it just now.
+            Err(error) if !is_status(&error, 404) && !is_status(&error, 409) => {
+                Err(failed(format!("remove the container {name}"))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn sweep(&self, keep: &[JobRef]) -> Result<Vec<JobId>> {
+        let ours = HashMap::from([("label", vec![format!("{}={}", profile::AGENT, self.settings.instance)])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&ours).build();
+        let containers = self.engine.list_containers(Some(options)).await.map_err(failed("list the run containers"))?;
+        let mut swept = Vec::new();
+        for container in containers {
+            let labels = container.labels.unwrap_or_default();
+            let label = |name: &str| labels.get(name).map(String::as_str).unwrap_or_default();
+            let epoch = label(profile::EPOCH).parse::<i64>().ok();
+            let job = label(profile::JOB).parse::<JobId>();
+            let kept = |kept: &JobRef| kept.job_id.as_str() == label(profile::JOB) && Some(kept.epoch) == epoch;
+            let Some(id) = container.id.filter(|_| !keep.iter().any(kept)) else { continue };
+            self.remove_container(&id).await?;
+            swept.extend(job);
+        }
+        Ok(swept)
+    }
+}
+
+/// It may still write a result.
+fn is_going_on(state: &ContainerState) -> bool {
+    use ContainerStateStatusEnum as S;
+    matches!(state.status, Some(S::CREATED | S::RUNNING | S::PAUSED | S::RESTARTING | S::STOPPING))
+}
+
+fn gone(state: Option<&ContainerState>) -> Exit {
+    Exit::Gone {
+        code: state.and_then(|state| state.exit_code),
+        out_of_memory: state.is_some_and(|state| state.oom_killed == Some(true)),
+    }
+}

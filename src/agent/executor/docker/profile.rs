@@ -1,0 +1,220 @@
+//! What a run container may do and see. Pure: the whole hardening is this one value, and its test names every field.
+//!
+//! A container gets its job directory, the runner and the engine, and nothing else of the host: no socket, no
+//! environment, no capability, no other user's files. Its own root is read-only.
+
+use std::{
+    collections::HashMap,
+    path::{Component, Path, PathBuf},
+};
+
+use bollard::models::{ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig};
+
+use super::super::{Error, Result};
+use crate::api::job::{JobSpec, Limits};
+
+/// Labels of run containers: which job, which epoch, whose.
+pub(super) const JOB: &str = "terrapool.dev/job";
+pub(super) const EPOCH: &str = "terrapool.dev/epoch";
+pub(super) const AGENT: &str = "terrapool.dev/agent";
+
+/// Where the container finds what it is given.
+pub(super) const JOB_DIR: &str = "/terrapool/job";
+pub(super) const RUNNER: &str = "/terrapool/runner";
+pub(super) const ENGINE_DIR: &str = "/terrapool/engine";
+
+/// Used where neither job nor agent say otherwise. Threads count as processes, and every provider has dozens.
+const PIDS: i64 = 1024;
+const MEMORY: i64 = 2 << 30;
+const CPU_MILLIS: i64 = 2000;
+
+/// What apt and yum need of root to install packages. Only for pools that ask for root.
+const ROOT_CAPABILITIES: [&str; 7] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID"];
+
+/// A run container to be.
+#[derive(Debug)]
+pub(super) struct Profile<'a> {
+    pub spec: &'a JobSpec,
+    pub image: &'a str,
+    pub instance: &'a str,
+    pub job_dir: &'a Path,
+    pub runner: &'a Path,
+    pub engine: Option<&'a Path>,
+    /// `uid:gid`
+    pub user: &'a str,
+    pub network: Option<&'a str>,
+    /// The agent's limits, for what the job leaves open.
+    pub limits: &'a Limits,
+    /// Cores of the host: Docker refuses a limit above them.
+    pub cores: Option<i64>,
+    /// Files must be labelled for SELinux.
+    pub selinux: bool,
+    /// Docker maps users, and files of the host would belong to nobody.
+    pub host_users: bool,
+    pub grace_seconds: u64,
+}
+
+/// Name of the container of a job.
+pub(super) fn name(spec: &JobSpec) -> String {
+    format!("terrapool-{}-{}", spec.job_id, spec.epoch)
+}
+
+/// Where the container finds an engine of the host.
+pub(super) fn engine_path(spec: &JobSpec) -> String {
+    format!("{ENGINE_DIR}/{}", spec.engine.kind.program())
+}
+
+impl Profile<'_> {
+    /// # Errors
+    /// [`Error::Refused`] when a mount or the network would open the host to the run.
+    pub(super) fn body(&self) -> Result<ContainerCreateBody> {
+        let Self { spec, image, instance, user, .. } = *self;
+        let labels = [(JOB, spec.job_id.to_string()), (EPOCH, spec.epoch.to_string()), (AGENT, instance.to_owned())];
+        Ok(ContainerCreateBody {
+            image: Some(image.to_owned()),
+            user: Some(user.to_owned()),
+            entrypoint: Some(vec![RUNNER.to_owned()]),
+            cmd: Some(vec![JOB_DIR.to_owned(), spec.epoch.to_string()]),
+            working_dir: Some("/".to_owned()),
+            labels: Some(labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
+            stop_timeout: i64::try_from(self.grace_seconds).ok().map(|grace| grace + 5),
+            host_config: Some(self.host()?),
+            ..ContainerCreateBody::default()
+        })
+    }
+
+    fn host(&self) -> Result<HostConfig> {
+        let limit = |of: fn(&Limits) -> Option<i64>| of(&self.spec.limits).or_else(|| of(self.limits));
+        let memory = limit(|limits| limits.memory_bytes).unwrap_or(MEMORY);
+        let cores = limit(|limits| limits.cpu_millis).unwrap_or(CPU_MILLIS);
+        let cores = self.cores.map_or(cores, |host| cores.min(host * 1000));
+        let root = self.spec.run_as_root;
+        let capabilities = || ROOT_CAPABILITIES.map(str::to_owned).to_vec();
+        Ok(HostConfig {
+            binds: Some(self.binds()?),
+            cap_drop: Some(vec!["ALL".to_owned()]),
+            cap_add: root.then(capabilities),
+            security_opt: Some(vec!["no-new-privileges".to_owned()]),
+            privileged: Some(false),
+            // Packages can only be installed where there is something to write to.
+            readonly_rootfs: Some(!root),
+            tmpfs: Some(HashMap::from([("/tmp".to_owned(), "rw,nosuid,nodev,exec,size=512m,mode=1777".to_owned())])),
+            memory: Some(memory),
+            memory_swap: Some(memory),
+            nano_cpus: Some(cores * 1_000_000),
+            pids_limit: Some(limit(|limits| limits.pids).unwrap_or(PIDS)),
+            ipc_mode: Some("private".to_owned()),
+            network_mode: self.network()?,
+            userns_mode: self.host_users.then(|| "host".to_owned()),
+            log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
+            auto_remove: Some(false),
+            publish_all_ports: Some(false),
+            ..HostConfig::default()
+        })
+    }
+
+    fn network(&self) -> Result<Option<String>> {
+        match self.network {
+            Some(name) if name == "host" || name.starts_with("container:") => {
+                Err(Error::Refused(format!("run containers cannot use the network `{name}`: it is not their own")))
+            }
+            name => Ok(name.map(str::to_owned)),
+        }
+    }
+
+    fn binds(&self) -> Result<Vec<String>> {
+        let (own, shared) = if self.selinux { (",Z", ",z") } else { ("", "") };
+        let mut binds =
+            vec![bind(self.job_dir, JOB_DIR, &format!("rw{own}"))?, bind(self.runner, RUNNER, &format!("ro{shared}"))?];
+        if let Some(engine) = self.engine {
+            binds.push(bind(engine, &engine_path(self.spec), &format!("ro{shared}"))?);
+        }
+        Ok(binds)
+    }
+}
+
+/// What must never be handed to a run, nor anything in it.
+const FORBIDDEN: [&str; 7] =
+    ["/proc", "/sys", "/dev", "/boot", "/var/lib/docker", "/var/lib/containerd", "/var/lib/kubelet"];
+
+/// What must never be handed to a run as a whole.
+const FORBIDDEN_WHOLE: [&str; 12] =
+    ["/", "/etc", "/root", "/home", "/usr", "/bin", "/lib", "/opt", "/run", "/var", "/var/run", "/var/lib"];
+
+/// One mount of a bind, or why not.
+fn bind(from: &Path, to: &str, options: &str) -> Result<String> {
+    let shown = from.display();
+    let refuse = |why: &str| Err(Error::Refused(format!("{shown} cannot be mounted into a run container: {why}")));
+    let Some(text) = from.to_str() else { return refuse("its path is not text") };
+    if !from.is_absolute() || from.components().any(|part| part == Component::ParentDir) {
+        return refuse("its path is not absolute");
+    }
+    if text.contains(':') {
+        return refuse("Docker does not take a path with a colon");
+    }
+    let plain: PathBuf = from.components().collect();
+    let socket = plain.extension().is_some_and(|extension| extension == "sock");
+    if socket
+        || FORBIDDEN.iter().any(|path| plain.starts_with(path))
+        || FORBIDDEN_WHOLE.iter().any(|path| plain == Path::new(path))
+    {
+        return refuse("it would open the host to the run");
+    }
+    Ok(format!("{text}:{to}:{options}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_would_open_the_host_are_refused() {
+        for path in [
+            "/",
+            "//",
+            "/.",
+            "/etc",
+            "/root",
+            "/home",
+            "/usr",
+            "/bin",
+            "/lib",
+            "/opt",
+            "/run",
+            "/var",
+            "/var/run",
+            "/var/lib",
+            "/var/run/docker.sock",
+            "/run/docker.sock",
+            "/run/podman/podman.sock",
+            "/tmp/copy.sock",
+            "/run/containerd/containerd.sock",
+            "/proc",
+            "/proc/1/root",
+            "/sys",
+            "/sys/fs/cgroup",
+            "/dev",
+            "/dev/sda",
+            "/boot",
+            "/var/lib/docker",
+            "/var/lib/docker/volumes/x",
+            "/var/lib/kubelet/pki",
+            "relative",
+            "../up",
+            "/tmp/../etc",
+            "/tmp/a:b",
+            "",
+        ] {
+            assert!(matches!(bind(Path::new(path), "/x", "ro"), Err(Error::Refused(_))), "{path}");
+        }
+    }
+
+    #[test]
+    fn job_directories_are_mounted() {
+        for path in ["/var/lib/terrapool/jobs/job-1", "/root/data/jobs/job-1", "/usr/local/bin/terraform", "/home/a/b"]
+        {
+            assert_eq!(bind(Path::new(path), "/x", "ro").unwrap(), format!("{path}:/x:ro"));
+        }
+    }
+}
