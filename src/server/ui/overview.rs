@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     api::agent::{AgentStatus, ExecutorKind},
+    ids::EnvironmentId,
     server::{
         app::{App, AppState},
         domain::{
@@ -31,6 +32,8 @@ struct PoolCard {
     pool: Pool,
     /// Name of the environment that it belongs to.
     environment: Option<String>,
+    /// Names of the environments that may use it, when it is not shared.
+    listed: Vec<String>,
     is_default: bool,
     workspaces: usize,
     queued: i64,
@@ -66,15 +69,17 @@ pub(super) async fn overview(user: SignedIn, State(app): State<App>) -> Result<M
 
 async fn cards(connection: &mut AnyConnection, user: &SignedIn) -> Result<Vec<PoolCard>, store::Error> {
     let default_pool = store::accounts::get(connection, &user.account_id).await?.and_then(|a| a.default_pool_id);
+    let environments = store::environments::of_account(connection, &user.account_id).await?;
     let mut cards = Vec::new();
     for pool in store::pools::of_account(connection, &user.account_id).await? {
-        let environment = match &pool.environment_id {
-            Some(id) => store::environments::get(connection, id).await?.map(|environment| environment.name),
-            None => None,
-        };
+        let name =
+            |id: &EnvironmentId| environments.iter().find(|known| known.id == *id).map(|known| known.name.clone());
+        let environment = pool.environment_id.as_ref().and_then(name);
+        let listed = pool.environments.iter().filter_map(name).collect();
         let (queued, oldest_queued_at) = store::jobs::depth(connection, &pool.id).await?;
         cards.push(PoolCard {
             environment,
+            listed,
             is_default: default_pool.as_ref() == Some(&pool.id),
             workspaces: store::pools::linked(connection, &pool.id).await?.len(),
             queued,
@@ -87,11 +92,12 @@ async fn cards(connection: &mut AnyConnection, user: &SignedIn) -> Result<Vec<Po
 }
 
 fn pool_card(app: &AppState, card: &PoolCard, work: &[Work], now: i64) -> Markup {
-    let PoolCard { pool, environment, is_default, workspaces, queued, oldest_queued_at, agents } = card;
+    let PoolCard { pool, environment, listed, is_default, workspaces, queued, oldest_queued_at, agents } = card;
     let scope = match environment {
         Some(environment) => format!("environment {environment}"),
         None if pool.is_shared => "all environments".to_owned(),
-        None => format!("{} of the environments", pool.environments.len()),
+        None if listed.is_empty() => "no environment yet".to_owned(),
+        None => format!("environments {}", listed.join(", ")),
     };
     html! {
         article.card {

@@ -26,7 +26,10 @@ use crate::{
     ids::{AccountId, RunId},
     server::{
         app::{App, AppState},
-        domain::{logs, model::StageRow},
+        domain::{
+            logs,
+            model::{Run, StageRow},
+        },
         error::{Error, Result},
         store::{self, overview::Shown},
     },
@@ -119,13 +122,27 @@ async fn status(app: &AppState, shown: &Shown) -> Result<Markup> {
                             dd { (agent) @if let Some(took) = took(stage, now) { " (" (took) ")" } } }
                     }
                 }
-                @for (name, at) in &run.timestamps {
-                    div { dt { (name.trim_end_matches("-at").replace('-', " ")) }
-                        dd { time datetime=(clock::rfc3339(*at)) { (clock::rfc3339(*at)) } } }
-                }
+            }
+            ol.steps {
+                @for (name, at) in steps(run) { li { (name) " " time datetime=(clock::rfc3339(at)) { (moment(at)) } } }
             }
         }
     })
+}
+
+/// The statuses that the run has had, in their order.
+fn steps(run: &Run) -> Vec<(String, i64)> {
+    let mut steps: Vec<_> =
+        run.timestamps.iter().map(|(name, at)| (name.trim_end_matches("-at").replace('-', " "), *at)).collect();
+    steps.sort_by_key(|(_, at)| *at);
+    steps
+}
+
+/// `2026-01-02 03:04:05 UTC`
+fn moment(at: i64) -> String {
+    let text = clock::rfc3339(at);
+    let seconds = text.split_once('.').map_or(text.as_str(), |(seconds, _)| seconds);
+    format!("{} UTC", seconds.replace('T', " "))
 }
 
 fn took(stage: &StageRow, now: i64) -> Option<String> {
