@@ -16,6 +16,8 @@ mod cli_state;
 mod crds;
 mod examples;
 mod flow_cli_init;
+mod flow_cli_interrupt;
+mod flow_cli_run;
 mod forgotten;
 mod queue_leases;
 mod support;

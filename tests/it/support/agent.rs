@@ -10,7 +10,10 @@ use terrapool::{
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::server::{Place, Server};
+use super::{
+    cli::Engine,
+    server::{Place, Server},
+};
 
 /// Longest time from start to the first claim.
 const START: Duration = Duration::from_secs(60);
@@ -29,6 +32,10 @@ impl Agent {
         let token = SecretString::from(place.pool_token.clone());
         let mut config = AgentConfig::new(address, token, "test-agent".to_owned(), data.path().to_owned());
         config.executor.choice = choice;
+        let programs = [Engine::Terraform, Engine::Tofu].map(Engine::program);
+        config.executor.engines.path =
+            programs.iter().filter_map(|program| Some(program.parent()?.to_owned())).collect();
+        config.executor.engines.path.extend(["/usr/bin".into(), "/bin".into()]);
         let shutdown = Shutdown::new();
         let (ready, is_ready) = oneshot::channel();
         let run = agent::run(config, shutdown.clone(), |state| drop(ready.send(state.clone())));

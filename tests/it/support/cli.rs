@@ -142,7 +142,9 @@ impl Cli {
         let mut command = if input == Input::Terminal {
             let words: Vec<_> = [program.to_str().unwrap()].iter().chain(arguments).map(|word| quote(word)).collect();
             let mut command = Command::new("script");
-            command.args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"]);
+            // Without `exec` Ctrl-C would end the shell between the two, and its status would be taken for the program's.
+            let line = format!("exec {}", words.join(" "));
+            command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
             command
         } else {
             let mut command = Command::new(&program);
