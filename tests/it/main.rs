@@ -19,6 +19,8 @@ mod flow_cli_init;
 mod flow_cli_interrupt;
 mod flow_cli_run;
 mod forgotten;
+mod metrics;
 mod queue_leases;
 mod support;
 mod toolchain;
+mod ui_pages;

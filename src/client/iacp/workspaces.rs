@@ -35,6 +35,12 @@ impl ControlPlane {
 
     /// # Errors
     /// Those of the call.
+    pub async fn environment(&self, id: &EnvironmentId) -> Result<Option<Environment>> {
+        self.find(&format!("{}/{id}", kind::ENVIRONMENTS)).await?.as_ref().map(environment).transpose()
+    }
+
+    /// # Errors
+    /// Those of the call.
     pub async fn create_environment(&self, name: &str) -> Result<Environment> {
         let resource = named(kind::ENVIRONMENTS, name);
         environment(&self.write(Method::POST, kind::ENVIRONMENTS, &resource).await?)
