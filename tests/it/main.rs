@@ -22,5 +22,7 @@ mod forgotten;
 mod metrics;
 mod queue_leases;
 mod support;
+mod sync_link;
+mod sync_pool;
 mod toolchain;
 mod ui_pages;
