@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
@@ -87,24 +87,31 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
 #[derive(Debug, Clone)]
 pub struct Reply {
     status: StatusCode,
-    document: Document<Value>,
+    document: Document<Data>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+enum Data {
+    One(Box<Resource>),
+    Many(Vec<Resource>),
 }
 
 impl Reply {
-    fn new(data: Value) -> Self {
+    fn new(data: Data) -> Self {
         Self { status: StatusCode::OK, document: Document::new(data) }
     }
 
     /// One resource.
     #[must_use]
     pub fn one(resource: Resource) -> Self {
-        Self::new(serde_json::json!(resource))
+        Self::new(Data::One(Box::new(resource)))
     }
 
     /// A list, with its `meta` member.
     #[must_use]
     pub fn list(resources: Vec<Resource>, meta: Value) -> Self {
-        let mut reply = Self::new(serde_json::json!(resources));
+        let mut reply = Self::new(Data::Many(resources));
         reply.document.meta = Some(meta);
         reply
     }

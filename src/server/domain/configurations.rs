@@ -124,7 +124,7 @@ where
     if !store::configurations::settle(&mut unit, &configuration).await? {
         return Err(settled(id));
     }
-    runs::configuration_uploaded(&mut unit, &configuration.workspace_id).await?;
+    runs::configuration_settled(&mut unit, &configuration).await?;
     unit.commit().await?;
     if let Some(error) = failure {
         tracing::info!(configuration = %id, %error, "configuration refused");

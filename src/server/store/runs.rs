@@ -225,7 +225,7 @@ pub async fn capacity(connection: &mut AnyConnection, environment: &str) -> Resu
     Ok((row.try_get("pending")?, row.try_get("running")?))
 }
 
-/// Whether any run uses the configuration version.
+/// The pending runs that use the configuration version.
 pub async fn waiting_for_configuration(
     connection: &mut AnyConnection,
     id: &ConfigurationVersionId,

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use sqlx::AnyConnection;
 
 use super::{
-    model::{Cancel, ConfigurationStatus, Run, RunOptions, Workspace},
+    model::{Cancel, ConfigurationStatus, ConfigurationVersion, Run, RunOptions, Workspace},
     unit::Unit,
 };
 use crate::{
@@ -104,7 +104,7 @@ async fn configuration_for(
     unit: &mut Unit<'_>,
     workspace: &Workspace,
     wanted: Option<&ConfigurationVersionId>,
-) -> Result<super::model::ConfigurationVersion> {
+) -> Result<ConfigurationVersion> {
     let found = match wanted {
         Some(id) => store::configurations::get(unit, id)
             .await?
@@ -244,12 +244,18 @@ async fn wake_agents(unit: &mut Unit<'_>, run: &Run) -> Result<()> {
     Ok(())
 }
 
-/// The configuration version has its content now: runs that waited for it may start.
+/// The configuration version is settled now: runs that waited for it may start, or end when it was refused.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn configuration_uploaded(unit: &mut Unit<'_>, workspace: &WorkspaceId) -> Result<()> {
-    advance(unit, workspace).await
+pub async fn configuration_settled(unit: &mut Unit<'_>, configuration: &ConfigurationVersion) -> Result<()> {
+    if configuration.status == ConfigurationStatus::Errored {
+        for mut run in store::runs::waiting_for_configuration(unit, &configuration.id).await? {
+            let why = configuration.error_message.clone().unwrap_or_default();
+            end::fail(unit, &mut run, reason::BAD_CONFIGURATION, why).await?;
+        }
+    }
+    advance(unit, &configuration.workspace_id).await
 }
 
 /// Moves the run by `event` and stores it.
