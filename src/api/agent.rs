@@ -257,6 +257,20 @@ pub mod reason {
     pub const CANCELED: &str = "canceled";
     /// Anything else on the agent's side.
     pub const AGENT_ERROR: &str = "agent_error";
+
+    /// All of them.
+    pub const ALL: [&str; 10] = [
+        AGENT_LOST,
+        ENGINE_FAILED,
+        IMAGE_UNAVAILABLE,
+        ENGINE_UNAVAILABLE,
+        BAD_CONFIGURATION,
+        TIMED_OUT,
+        CONTAINER_LOST,
+        OUT_OF_SPACE,
+        CANCELED,
+        AGENT_ERROR,
+    ];
 }
 
 /// Names of artifacts.

@@ -16,6 +16,7 @@ use prometheus_client::{
 use tokio::time::Instant;
 
 use super::app::App;
+use crate::api::agent::reason;
 
 mod health;
 mod scrape;
@@ -116,8 +117,11 @@ impl Metrics {
         self.0.run_duration.get_or_create(&[("stage", stage.to_owned())]).observe(took.as_secs_f64());
     }
 
-    /// A run reached its final `status`; `reason` is its error code, or empty.
+    /// A run reached its final `status`; `reason` is its error code, or empty. Codes come from agents: one that is
+    /// not ours is counted as `other`.
     pub fn run_ended(&self, status: &'static str, reason: &str) {
+        let known = reason::ALL.into_iter().find(|known| *known == reason);
+        let reason = known.unwrap_or(if reason.is_empty() { "" } else { "other" });
         self.0.runs.get_or_create(&[("result", status.to_owned()), ("reason", reason.to_owned())]).inc();
     }
 
