@@ -59,6 +59,12 @@ pub fn documents(text: &str) -> Vec<Document> {
 }
 
 impl Document {
+    /// The line of the field at a dotted path, for a rule that found fault with its value.
+    #[must_use]
+    pub fn line_of(&self, path: &str) -> Option<usize> {
+        line_of(&self.text, path)
+    }
+
     /// Kind and version of the manifest.
     ///
     /// # Errors
@@ -76,7 +82,9 @@ impl Document {
         let reader = serde_yaml::Deserializer::from_str(&self.text);
         let value = serde_ignored::deserialize(reader, |path| unknown.push(path.to_string()))
             .map_err(|error: serde_yaml::Error| problem(&error))?;
-        match unknown.into_iter().next() {
+        // Types of manifests need not repeat what the head says.
+        let is_head = |path: &String| ["apiVersion", "kind"].contains(&path.as_str());
+        match unknown.into_iter().find(|path| !is_head(path)) {
             None => Ok(value),
             Some(path) => {
                 // Options in the way show as `?` in the path.

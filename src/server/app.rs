@@ -21,6 +21,8 @@ pub struct AppState {
     pub public_url: Option<String>,
     /// Cancelled when the server stops: ends long polls.
     pub closing: tokio_util::sync::CancellationToken,
+    /// Held while the server lives: keeps a second one out of the data directory.
+    pub lock: std::fs::File,
 }
 
 /// Times and sizes that the server decides by.

@@ -1,6 +1,7 @@
 //! Opening the control plane and serving it, until it is asked to stop.
 
 use std::{
+    fs::File,
     io,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
@@ -38,7 +39,7 @@ const HEADER_LIMIT: Duration = Duration::from_secs(30);
 pub enum Error {
     #[error("could not create the data directory {path}")]
     Data { path: String, source: io::Error },
-    #[error("another server uses the data directory {path}")]
+    #[error("another server uses the data directory {path}: stop it, or give this one another directory (--data)")]
     InUse { path: String },
     #[error("could not listen on {address}")]
     Listen { address: String, source: io::Error },
@@ -74,6 +75,7 @@ pub struct Config {
 /// When the directory, the database or the key cannot be used, or another server uses them.
 pub async fn open(config: Config, clock: Clock) -> Result<App, Error> {
     make_private_dir(&config.data)?;
+    let lock = lock(&config.data)?;
     let database = config.database.unwrap_or_else(|| Store::sqlite_url(&config.data.join("terrapool.db")));
     let store = Store::open(&database).await?;
     let vault = Vault::from_file(&config.data.join("secret.key"))?;
@@ -88,6 +90,7 @@ pub async fn open(config: Config, clock: Clock) -> Result<App, Error> {
         metrics: Metrics::default(),
         public_url: config.public_url,
         closing: CancellationToken::new(),
+        lock,
     });
     if let Some(token) = &config.admin_token {
         setup::ensure_admin(&app, token).await?;
@@ -104,6 +107,19 @@ fn make_private_dir(path: &Path) -> Result<(), Error> {
         .mode(0o700)
         .create(path)
         .map_err(|source| Error::Data { path: path.display().to_string(), source })
+}
+
+/// Keeps a second server out of the directory; the kernel gives the lock back when the process ends, however it ends.
+fn lock(data: &Path) -> Result<File, Error> {
+    use rustix::fs::{FlockOperation, flock};
+    let path = data.join("lock");
+    let fail = |source| Error::Data { path: path.display().to_string(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(fail)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse { path: data.display().to_string() }),
+        Err(errno) => Err(fail(errno.into())),
+    }
 }
 
 /// A bound address, with TLS or without.

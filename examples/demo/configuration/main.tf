@@ -2,9 +2,12 @@
 # needs no provider to be downloaded, no network and no shell. Change a value and apply again.
 
 terraform {
-  # Host, organization and workspace come from the environment:
-  # TF_CLOUD_HOSTNAME, TF_CLOUD_ORGANIZATION, TF_WORKSPACE
-  cloud {}
+  # Host and organization come from the environment: TF_CLOUD_HOSTNAME, TF_CLOUD_ORGANIZATION
+  cloud {
+    workspaces {
+      name = "demo"
+    }
+  }
 }
 
 variable "region" {
