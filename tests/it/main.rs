@@ -6,6 +6,7 @@
 mod agent_crash;
 mod agent_executor_docker;
 mod agent_executor_runs;
+mod agent_executor_slugs;
 mod agent_flow;
 mod agent_sign_on;
 mod api_iacp_pools;
