@@ -280,3 +280,115 @@ pub async fn gather(
         image_digest: prepared.image_digest.clone(),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GONE: Exit = Exit::Gone { code: Some(137), out_of_memory: false };
+
+    fn evidence<'a>(exit: &'a Exit, report: Option<&'a Report>) -> Evidence<'a> {
+        Evidence {
+            stage: Stage::Plan,
+            timeout_seconds: 60,
+            exit,
+            report,
+            canceled: false,
+            disk_full: false,
+            changes: ResourceChanges::default(),
+            log_bytes: 0,
+            image_digest: None,
+        }
+    }
+
+    fn report(outcome: Ended, exits: &[(&str, i32)]) -> Report {
+        let exits = exits.iter().map(|(step, code)| ((*step).to_owned(), *code)).collect();
+        Report { outcome, step: "plan".into(), exits, message: Some("said\nso".into()) }
+    }
+
+    #[test]
+    fn verdicts() {
+        use Ended as E;
+        use Outcome::{Canceled, Errored, Finished};
+        let table: [(E, &[(&str, i32)], bool, Outcome, Option<&str>, bool); 11] = [
+            (E::Finished, &[("plan", 0)], false, Finished, None, false),
+            (E::Finished, &[("plan", 2), ("show", 0)], false, Finished, None, true),
+            (E::Finished, &[("apply", 0)], false, Finished, None, false),
+            (E::Failed, &[("plan", 1)], false, Errored, Some(reason::ENGINE_FAILED), false),
+            (E::Failed, &[("plan", 2), ("show", 1)], false, Errored, Some(reason::ENGINE_FAILED), false),
+            (E::Failed, &[("plan", 1)], true, Errored, Some(reason::OUT_OF_SPACE), false),
+            (E::Failed, &[("plan", 137)], false, Errored, Some(reason::CONTAINER_LOST), false),
+            (E::Canceled, &[("plan", 130)], false, Canceled, Some(reason::CANCELED), false),
+            (E::TimedOut, &[("plan", 1)], false, Errored, Some(reason::TIMED_OUT), false),
+            (E::EngineUnavailable, &[], false, Errored, Some(reason::ENGINE_UNAVAILABLE), false),
+            (E::RunnerFailed, &[], true, Errored, Some(reason::OUT_OF_SPACE), false),
+        ];
+        for (ended, exits, disk_full, outcome, reason, has_changes) in table {
+            let report = report(ended, exits);
+            assert_eq!(Report::parse(&report.to_text()).unwrap(), report);
+            let finish = conclude(&Evidence { disk_full, ..evidence(&Exit::Result, Some(&report)) });
+            assert_eq!(
+                (finish.outcome, finish.reason.as_deref(), finish.has_changes),
+                (outcome, reason, has_changes),
+                "{ended:?} {exits:?}"
+            );
+            assert_eq!(finish.message.is_some(), outcome != Finished);
+        }
+    }
+
+    #[test]
+    fn without_a_result_the_container_tells() {
+        let memory = Exit::Gone { code: Some(137), out_of_memory: true };
+        for (exit, canceled, disk_full, outcome, reason, word) in [
+            (&GONE, false, false, Outcome::Errored, reason::CONTAINER_LOST, "exit code 137"),
+            (&GONE, true, false, Outcome::Canceled, reason::CANCELED, "asked for"),
+            (&GONE, false, true, Outcome::Errored, reason::OUT_OF_SPACE, "disk is full"),
+            (&memory, false, false, Outcome::Errored, reason::CONTAINER_LOST, "memory"),
+        ] {
+            let finish = conclude(&Evidence { canceled, disk_full, ..evidence(exit, None) });
+            assert_eq!((finish.outcome, finish.reason.as_deref()), (outcome, Some(reason)));
+            assert!(finish.message.unwrap().contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn changes_are_counted_without_reading_values() {
+        let json = r#"{"format_version":"1.2","planned_values":{"x":[1,{"resource_changes":[]}]},"resource_changes":[
+            {"address":"a","change":{"actions":["create"],"before":null,"after":{"huge":"x"}}},
+            {"address":"b","change":{"actions":["delete","create"]}},
+            {"address":"c","change":{"actions":["update"],"importing":{"id":"i"}}},
+            {"address":"d","change":{"actions":["no-op"],"importing":null}},
+            {"address":"e","change":{"actions":["read"]}},{"address":"f","change":{"actions":["forget"]}},
+            {"address":"g","change":{"actions":["delete"]}}],"output_changes":{}}"#;
+        let wanted = ResourceChanges { additions: 2, changes: 1, destructions: 2, imports: 1 };
+        assert_eq!(planned_changes(json.as_bytes()).unwrap(), wanted);
+        assert_eq!(planned_changes(&b"{}"[..]).unwrap(), ResourceChanges::default());
+        assert!(planned_changes(&b"[1"[..]).is_err());
+    }
+
+    #[test]
+    fn the_engines_last_words_are_read_through_colours_and_noise() {
+        let long = "x".repeat(10_000);
+        for (log, wanted) in [
+            (
+                "\u{1b}[0m\u{1b}[1m\u{1b}[32m\nApply complete! Resources: 1 imported, 2 added, 3 changed, 4 destroyed.\n\u{1b}[0m",
+                (2, 3, 4, 1),
+            ),
+            ("\u{1b}[1m\u{1b}[32mDestroy complete! Resources: 5 destroyed.\u{1b}[0m\n", (0, 0, 5, 0)),
+            (
+                "a (local-exec): Apply complete! Resources: 9 added.\nApply complete! Resources: 1 added, 0 changed, 0 destroyed.\n",
+                (1, 0, 0, 0),
+            ),
+            (
+                "Apply complete! Resources: 1 added, 0 changed, 0 destroyed.\nApply complete! Resources: 9 added\n",
+                (1, 0, 0, 0),
+            ),
+            ("Error: no\n", (0, 0, 0, 0)),
+            ("", (0, 0, 0, 0)),
+        ] {
+            let (additions, changes, destructions, imports) = wanted;
+            let wanted = ResourceChanges { additions, changes, destructions, imports };
+            assert_eq!(applied_changes(format!("{long}\n{log}").as_bytes()).unwrap(), wanted, "{log}");
+        }
+    }
+}

@@ -268,3 +268,208 @@ pub fn working_directory(path: &str) -> Result<String> {
     }
     Ok(parts.join("/"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::job::{Engine, Limits, RunSpec, RunVariable, Variable, WorkspaceSpec},
+        ids::{JobId, RunId, WorkspaceId},
+    };
+
+    fn spec(stage: Stage) -> JobSpec {
+        let id = |text: &str| text.to_owned();
+        JobSpec {
+            job_id: "job-1".parse::<JobId>().unwrap(),
+            epoch: 1,
+            stage,
+            run: RunSpec {
+                id: "run-1".parse::<RunId>().unwrap(),
+                message: String::new(),
+                source: id("tfe-api"),
+                is_destroy: false,
+                refresh: true,
+                refresh_only: false,
+                plan_only: false,
+                target_addrs: vec![],
+                replace_addrs: vec![],
+                allow_config_generation: false,
+                variables: vec![],
+            },
+            workspace: WorkspaceSpec {
+                id: "ws-1".parse::<WorkspaceId>().unwrap(),
+                name: id("demo"),
+                environment: id("acme"),
+                environment_id: id("env-1"),
+                working_directory: String::new(),
+            },
+            engine: Engine { kind: EngineKind::Terraform, version: Some(id("1.11.4")) },
+            image: None,
+            run_as_root: false,
+            variables: vec![],
+            env: BTreeMap::new(),
+            limits: Limits::default(),
+            timeout_seconds: 7200,
+        }
+    }
+
+    const FACTS: Facts<'_> =
+        Facts { dir: "/terrapool/job", engine: Some("/engine/terraform"), tmp: Some("/tmp"), grace_seconds: 60 };
+
+    fn variable(key: &str, value: &str, category: Category, hcl: bool) -> Variable {
+        Variable { key: key.into(), value: value.into(), category, hcl, sensitive: false }
+    }
+
+    fn args(spec: &JobSpec, step: &str) -> String {
+        let steps = plan(spec, &FACTS).unwrap();
+        steps.steps.iter().find(|s| s.name == step).unwrap().args.join(" ")
+    }
+
+    #[test]
+    fn an_apply_in_full() {
+        let mut spec = spec(Stage::Apply);
+        spec.workspace.working_directory = "net/eu/".into();
+        let steps = plan(&spec, &FACTS).unwrap();
+        assert_eq!(Steps::parse(&steps.to_text()).unwrap(), steps);
+        let wanted = "terrapool-stage 1
+limit 7200
+grace 60
+engine /engine/terraform
+engine terraform
+env CHECKPOINT_DISABLE=1
+env HOME=/terrapool/job/home
+env SCALR_ENVIRONMENT_ID=env-1
+env SCALR_ENVIRONMENT_NAME=acme
+env SCALR_RUN_CONTENT_ROOT=/terrapool/job/config
+env SCALR_RUN_ID=run-1
+env SCALR_RUN_IS_DESTROY=false
+env SCALR_RUN_MODE=apply
+env SCALR_RUN_SOURCE=cli
+env SCALR_TERRAFORM_OPERATION=apply
+env SCALR_WORKSPACE_ID=ws-1
+env SCALR_WORKSPACE_NAME=demo
+env TERRAPOOL_RUN_ID=run-1
+env TERRAPOOL_WORKSPACE_NAME=demo
+env TFC_RUN_ID=run-1
+env TFC_WORKSPACE_ID=ws-1
+env TFC_WORKSPACE_NAME=demo
+env TFC_WORKSPACE_SLUG=acme/demo
+env TF_INPUT=0
+env TF_IN_AUTOMATION=1
+env TF_VAR_TFC_RUN_ID=run-1
+env TF_VAR_TFC_WORKSPACE_ID=ws-1
+env TF_VAR_TFC_WORKSPACE_NAME=demo
+env TF_VAR_TFC_WORKSPACE_SLUG=acme/demo
+env TF_WORKSPACE=
+env TMPDIR=/tmp
+step version
+arg @engine
+arg version
+cwd config/net/eu
+env TF_LOG=
+capture version.txt
+ok 0
+announce Terraform=1.11.4
+step init
+arg @engine
+arg init
+arg -input=false
+cwd config/net/eu
+capture init.log
+ok 0
+step apply
+arg @engine
+arg apply
+arg -input=false
+arg tfplan
+cwd config/net/eu
+ok 0
+";
+        assert_eq!(steps.to_text(), wanted);
+    }
+
+    #[test]
+    fn a_plan_takes_every_wish_of_its_run() {
+        let mut spec = spec(Stage::Plan);
+        assert_eq!(args(&spec, "plan"), "@engine plan -input=false -detailed-exitcode -out=tfplan");
+        spec.run.is_destroy = true;
+        spec.run.refresh = false;
+        spec.run.refresh_only = true;
+        spec.run.target_addrs = vec!["a.b".into(), "c.d[\"x y\"]".into()];
+        spec.run.replace_addrs = vec!["-destroy".into()];
+        spec.run.allow_config_generation = true;
+        assert_eq!(
+            args(&spec, "plan"),
+            "@engine plan -input=false -detailed-exitcode -out=tfplan -destroy -refresh=false -refresh-only \
+             -target=a.b -target=c.d[\"x y\"] -replace=-destroy -generate-config-out=generated.tf"
+        );
+        assert_eq!(args(&spec, "show"), "@engine show -json tfplan");
+    }
+
+    #[test]
+    fn the_engine_of_the_host_comes_first_unless_the_image_is_meant() {
+        let mut spec = spec(Stage::Plan);
+        let engines = |spec: &JobSpec, facts: &Facts<'_>| plan(spec, facts).unwrap().engines;
+        assert_eq!(engines(&spec, &FACTS), ["/engine/terraform", "terraform"]);
+        spec.image = Some("own/image".into());
+        assert_eq!(engines(&spec, &FACTS), ["/engine/terraform", "terraform"]);
+        spec.engine = Engine { kind: EngineKind::OpenTofu, version: None };
+        assert_eq!(engines(&spec, &FACTS), ["tofu", "/engine/terraform"]);
+        assert_eq!(engines(&spec, &Facts { engine: None, ..FACTS }), ["tofu"]);
+    }
+
+    #[test]
+    fn the_workspaces_environment_wins_over_the_pools_and_neither_moves_the_state() {
+        let mut spec = spec(Stage::Plan);
+        spec.env = [("A".to_owned(), "pool".to_owned()), ("B".to_owned(), "pool".to_owned())].into();
+        spec.variables = vec![
+            variable("A", "one\ntwo \\ three", Category::Env, false),
+            variable("TF_WORKSPACE", "elsewhere", Category::Env, false),
+        ];
+        let steps = plan(&spec, &FACTS).unwrap();
+        let steps = Steps::parse(&steps.to_text()).unwrap();
+        let env: BTreeMap<_, _> = steps.env.into_iter().collect();
+        assert_eq!((env["A"].as_str(), env["B"].as_str()), ("one\ntwo \\ three", "pool"));
+        assert_eq!(env["TF_WORKSPACE"], "");
+        for (key, value) in [("", "x"), ("A=B", "x"), ("A\0", "x"), ("A", "x\0"), ("A\nB", "x")] {
+            spec.variables = vec![variable(key, value, Category::Env, false)];
+            assert!(matches!(plan(&spec, &FACTS), Err(Error::Environment { .. })), "{key:?} {value:?}");
+        }
+    }
+
+    #[test]
+    fn variables_become_hcl_and_the_runs_own_win() {
+        let mut spec = spec(Stage::Plan);
+        assert_eq!(variables(&spec).unwrap(), None);
+        spec.variables = vec![
+            variable("plain", "a \"b\" \\ ${c} %{d} $$ \n\tü", Category::Terraform, false),
+            variable("list", "[1, 2]", Category::Terraform, true),
+            variable("both", "workspace", Category::Terraform, false),
+            variable("twice", "one", Category::Terraform, false),
+            variable("twice", "two", Category::Terraform, false),
+            variable("NOT_HERE", "x", Category::Env, false),
+        ];
+        spec.run.variables = vec![RunVariable { key: "both".into(), value: "{ a = 1 }".into() }];
+        let wanted =
+            "both = { a = 1 }\nlist = [1, 2]\nplain = \"a \\\"b\\\" \\\\ $${c} %%{d} $$ \\n\\tü\"\ntwice = \"two\"\n";
+        assert_eq!(variables(&spec).unwrap().as_deref(), Some(wanted));
+        for key in ["", "a b", "1a", "a.b", "a = 1\nb"] {
+            spec.run.variables = vec![RunVariable { key: key.into(), value: "1".into() }];
+            assert!(matches!(variables(&spec), Err(Error::VariableName { .. })), "{key:?}");
+        }
+    }
+
+    #[test]
+    fn working_directories_stay_inside() {
+        for (path, wanted) in [
+            ("", Some("")),
+            ("a/b", Some("a/b")),
+            ("/a/", Some("a")),
+            ("./a//b/.", Some("a/b")),
+            ("..", None),
+            ("a/../b", None),
+        ] {
+            assert_eq!(working_directory(path).ok().as_deref(), wanted, "{path}");
+        }
+    }
+}
