@@ -310,7 +310,8 @@ mod tests {
     fn verdicts() {
         use Ended as E;
         use Outcome::{Canceled, Errored, Finished};
-        let table: [(E, &[(&str, i32)], bool, Outcome, Option<&str>, bool); 11] = [
+        type Case = (E, &'static [(&'static str, i32)], bool, Outcome, Option<&'static str>, bool);
+        let table: [Case; 11] = [
             (E::Finished, &[("plan", 0)], false, Finished, None, false),
             (E::Finished, &[("plan", 2), ("show", 0)], false, Finished, None, true),
             (E::Finished, &[("apply", 0)], false, Finished, None, false),

@@ -150,7 +150,7 @@ fn bombs_are_noticed_before_the_disk_is_full() {
         (zeros(10_u64 << 30), "more than 1048576 bytes"),
         (zeros(2 << 20), "more than 1048576 bytes"),
         (archive(&[(FILE, "a", ""); 11]), "more than 10 entries"),
-        (archive(&vec![(FILE, "a", "x".repeat(600 << 10).as_str()); 2]), "more than 1048576 bytes"),
+        (archive(&[(FILE, "a", "x".repeat(600 << 10).as_str()); 2]), "more than 1048576 bytes"),
         (archive(&[(EntryType::XHeader, "p", "x".repeat(1 << 20).as_str())]), "header in it is too long"),
         (archive(&[(EntryType::GNULongName, "p", "x".repeat(1 << 20).as_str())]), "header in it is too long"),
         (zeros(1 << 19)[..200].to_vec(), "not a whole tar.gz"),

@@ -39,7 +39,7 @@ const KILL_PATIENCE: Duration = Duration::from_secs(3);
 /// How stages are run.
 #[derive(Debug)]
 pub enum Executor {
-    Docker(Docker),
+    Docker(Box<Docker>),
     /// No isolation: an explicit choice, or what is left without Docker.
     Process(Process),
 }
@@ -208,9 +208,11 @@ impl Executor {
     pub async fn connect(settings: Settings) -> Result<Connected> {
         match settings.choice {
             Choice::Process => Ok(Connected { executor: Self::Process(Process::new(settings)?), warning: None }),
-            Choice::Docker => Ok(Connected { executor: Self::Docker(Docker::connect(settings).await?), warning: None }),
+            Choice::Docker => {
+                Ok(Connected { executor: Self::Docker(Box::new(Docker::connect(settings).await?)), warning: None })
+            }
             Choice::Auto => match Docker::connect(settings.clone()).await {
-                Ok(docker) => Ok(Connected { executor: Self::Docker(docker), warning: None }),
+                Ok(docker) => Ok(Connected { executor: Self::Docker(Box::new(docker)), warning: None }),
                 Err(error) => Ok(Connected {
                     executor: Self::Process(Process::new(settings)?),
                     warning: Some(format!(
