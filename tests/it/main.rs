@@ -18,6 +18,7 @@ mod api_tfe_variables;
 mod architecture;
 mod cli_run;
 mod cli_state;
+mod crd_rules;
 mod crds;
 mod examples;
 mod flow_cli_init;
