@@ -11,6 +11,7 @@ mod agent_flow;
 mod agent_sign_on;
 mod api_iacp_pools;
 mod api_iacp_tokens;
+mod api_tfe_accounts;
 mod api_tfe_shapes;
 mod api_tfe_states;
 mod api_tfe_uploads;
