@@ -132,6 +132,15 @@ impl Blobs {
         Ok((size, found.into_stream().map_err(move |source| read(name.clone())(source)).boxed()))
     }
 
+    /// Gives a blob another name, in place of what is there.
+    ///
+    /// # Errors
+    /// When it is not there or the store refuses.
+    pub async fn rename(&self, from: &str, to: &str) -> Result<(), Error> {
+        let moved = self.0.rename(&Key::from(from), &Key::from(to)).await;
+        moved.map_err(|source| Error::Write { key: to.to_owned(), source })
+    }
+
     /// Removes it; fine when it is not there.
     ///
     /// # Errors

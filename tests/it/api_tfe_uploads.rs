@@ -122,9 +122,32 @@ async fn hostile_archives_are_refused_in_the_upload_and_leave_nothing() {
         let attributes = read(&test, &id).await;
         assert_eq!(attributes["status"], "errored", "{name}");
         assert_eq!(attributes["error-message"], detail, "{name}");
-        assert_eq!(size_of(&test.data.path().join("blobs/configurations")), 0, "{name}");
+        assert_eq!(size_of(&test.data.path().join("blobs")), 0, "{name}");
         put(&test, &path, good()).await.expect(409);
     }
+}
+
+#[tokio::test]
+async fn of_two_uploads_at_once_the_first_to_end_counts() {
+    let test = TestApp::new().await;
+    let fixture = test.fixture().await;
+    let (id, path) = pending(&test, &fixture, &by_cli()).await;
+    // the slow one has begun, and ends when the quick one has been taken
+    let (finish, wait) = tokio::sync::oneshot::channel();
+    let other = archive(EntryType::Regular, "other.tf", "# another");
+    let late = futures::stream::once(async move {
+        wait.await.unwrap();
+        Ok::<_, io::Error>(Bytes::from(other))
+    });
+    let quick = async {
+        put(&test, &path, good()).await.expect(200);
+        finish.send(()).unwrap();
+    };
+    let (slow, ()) = tokio::join!(put(&test, &path, Body::from_stream(late)), quick);
+    slow.expect(409);
+    let download = test.get(&format!("/api/v2/configuration-versions/{id}/download")).await.expect(200);
+    assert_eq!(download.body, good());
+    assert_eq!(size_of(&test.data.path().join("blobs/uploads")), 0);
 }
 
 #[tokio::test]
@@ -146,7 +169,7 @@ async fn a_bomb_of_10_gb_is_refused_by_its_header_and_never_written() {
     let answer = put(&test, &path, bomb).await.expect(413).json();
     assert!(answer["errors"][0]["detail"].as_str().unwrap().contains("unpacked"), "{answer}");
     assert_eq!(read(&test, &id).await["status"], "errored");
-    assert_eq!(size_of(&test.data.path().join("blobs/configurations")), 0);
+    assert_eq!(size_of(&test.data.path().join("blobs")), 0);
 }
 
 #[tokio::test]
@@ -166,7 +189,7 @@ async fn an_upload_that_is_too_large_is_cut_off() {
     let chunks: Vec<_> = noise.chunks(1000).map(|chunk| Ok::<_, io::Error>(Bytes::copy_from_slice(chunk))).collect();
     put(&test, &path, Body::from_stream(futures::stream::iter(chunks))).await.expect(413);
     assert_eq!(read(&test, &id).await["status"], "errored");
-    assert_eq!(size_of(&test.data.path().join("blobs/configurations")), 0);
+    assert_eq!(size_of(&test.data.path().join("blobs")), 0);
 }
 
 #[tokio::test]

@@ -108,7 +108,9 @@ where
     if configuration.status != ConfigurationStatus::Pending {
         return Err(settled(id));
     }
-    let failure = match receive(app, id, length, content).await {
+    // Under a name of its own until it counts: an upload that comes second cannot replace what was checked.
+    let incoming = format!("uploads/{id}-{}", RunId::random());
+    let failure = match receive(app, &incoming, length, content).await {
         Ok(size) => {
             configuration.size_bytes = i64::try_from(size).unwrap_or(i64::MAX);
             None
@@ -122,7 +124,12 @@ where
     configuration.error_message = failure.as_ref().map(ToString::to_string);
     let mut unit = Unit::begin(app).await?;
     if !store::configurations::settle(&mut unit, &configuration).await? {
+        drop(unit);
+        app.blobs.delete(&incoming).await?;
         return Err(settled(id));
+    }
+    if failure.is_none() {
+        app.blobs.rename(&incoming, &blob_key(id)).await?;
     }
     runs::configuration_settled(&mut unit, &configuration).await?;
     unit.commit().await?;
@@ -140,8 +147,8 @@ fn settled(id: &ConfigurationVersionId) -> Error {
     Error::Conflict(format!("{id} has had its upload: create another configuration version."))
 }
 
-/// Stores and checks; says how many bytes there were. Nothing stays when it fails.
-async fn receive<S, E>(app: &AppState, id: &ConfigurationVersionId, length: Option<u64>, content: S) -> Result<u64>
+/// Stores as `key` and checks; says how many bytes there were. Nothing stays when it fails.
+async fn receive<S, E>(app: &AppState, key: &str, length: Option<u64>, content: S) -> Result<u64>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -151,15 +158,14 @@ where
     if length.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
-    let key = blob_key(id);
-    let size = match app.blobs.put_stream(&key, content, limit).await {
+    let size = match app.blobs.put_stream(key, content, limit).await {
         Ok(size) => size,
         Err(blobs::Error::TooLarge { .. }) => return Err(too_large()),
         Err(error @ blobs::Error::Upload { .. }) => return Err(Error::Malformed(Chain(&error).to_string())),
         Err(error) => return Err(error.into()),
     };
-    if let Err(refused) = check(app, &key).await? {
-        app.blobs.delete(&key).await?;
+    if let Err(refused) = check(app, key).await? {
+        app.blobs.delete(key).await?;
         let text = Chain(&refused).to_string();
         return Err(match refused {
             Refused::TooLarge { .. } | Refused::TooMany => Error::TooLarge(text),
