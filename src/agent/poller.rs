@@ -1,7 +1,11 @@
 //! Takes jobs while there are free slots. The claim's id is on the disk before the call is made: whatever is cut,
 //! the same id gets the same job again.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +24,9 @@ const LOUD_AFTER: u32 = 3;
 
 /// How long a full or broken data directory is left alone.
 const AFTER_TROUBLE: Duration = Duration::from_secs(5);
+
+/// Less room in the data directory, in bytes, and no job is taken.
+const MIN_FREE: u64 = 16 << 20;
 
 /// How many times an unresolved claim is asked for while the agent drains.
 const LAST_ASKS: u32 = 5;
@@ -93,27 +100,46 @@ async fn resolve(agent: &Arc<Agent>, id: &str) {
     }
 }
 
-/// The id of the claim under way, or a fresh one; `None` when the disk does not take it.
+/// The id of the claim under way, or a fresh one; `None` when the disk has no room for a job.
 async fn claim_id(agent: &Agent) -> Option<String> {
-    let path = file(agent);
-    let known = record::read::<Claim>(path.clone()).await.unwrap_or_default();
-    if let Some(Claim { claim_id }) = known {
-        return Some(claim_id);
-    }
-    let claim_id = super::random_text();
-    let written = record::write(path, &Claim { claim_id: claim_id.clone() }).await;
-    let trouble = written.err().map(|error| format!("takes no jobs: {}", Chain(&error)));
+    let claim_id = match room(&agent.config.data) {
+        Ok(()) => stored_claim_id(agent).await.map_err(|error| format!("takes no jobs: {}", Chain(&error))),
+        Err(no_room) => Err(no_room),
+    };
+    let trouble = claim_id.as_ref().err().cloned();
     if agent.set_trouble(trouble.clone()) {
-        match trouble {
+        match &trouble {
             Some(trouble) => tracing::error!("the agent {trouble}"),
-            None => tracing::info!("the data directory can be written again"),
+            None => tracing::info!("the data directory has room again"),
         }
     }
-    if agent.trouble().is_some() {
+    if trouble.is_some() {
         agent.sleep_or_drain(AFTER_TROUBLE).await;
-        return None;
     }
-    Some(claim_id)
+    claim_id.ok()
+}
+
+/// A full disk would make every waiting run fail here, one after the other.
+fn room(data: &Path) -> Result<(), String> {
+    match rustix::fs::statvfs(data) {
+        Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) < MIN_FREE => Err(format!(
+            "takes no jobs: less than {} MiB are free in {}; make room there",
+            MIN_FREE >> 20,
+            data.display()
+        )),
+        // A file system that does not say: the jobs will tell.
+        _ => Ok(()),
+    }
+}
+
+async fn stored_claim_id(agent: &Agent) -> Result<String, record::Error> {
+    let path = file(agent);
+    if let Ok(Some(Claim { claim_id })) = record::read::<Claim>(path.clone()).await {
+        return Ok(claim_id);
+    }
+    let claim_id = super::random_text();
+    record::write(path, &Claim { claim_id: claim_id.clone() }).await?;
+    Ok(claim_id)
 }
 
 async fn accept(agent: &Arc<Agent>, spec: JobSpec) {

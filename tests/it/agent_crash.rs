@@ -156,6 +156,31 @@ async fn everything_arrives_after_the_server_was_away() {
 }
 
 #[tokio::test]
+async fn a_restart_of_the_server_loses_nothing() {
+    let mut plane = Plane::new().await;
+    let agent = plane.agent("a").await;
+    let (running, go) = (plane.signal("running"), plane.signal("go"));
+    let script = format!(
+        "echo before; printf '%s' '{}' >terraform.tfstate; touch {}; while [ ! -e {} ]; do sleep 0.02; done; echo after\n",
+        state(1),
+        running.display(),
+        go.display()
+    );
+    let run = plane.run("", &script).await;
+    appears(&running).await;
+    plane.gate.serve(None);
+    plane.test.reopen().await;
+    std::fs::write(&go, "").unwrap();
+    plane.gate.serve(Some(plane.test.router.clone()));
+    let run = plane.until(&run, RunState::Applied).await;
+    let log = plane.log(run.apply_id.as_str()).await;
+    assert!(log.contains("before\nafter\n"), "{log}");
+    assert_eq!(log.matches("before\n").count(), 1, "{log}");
+    assert_eq!(plane.serial().await, Some(1));
+    agent.drain().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_zombie_stops_its_stage_and_writes_nothing() {
     let plane = Plane::new().await;
     let agent = plane.agent("a").await;

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails in a test's set-up fails the test, with the line where")]
 
 mod agent_crash;
+mod agent_ends;
 mod agent_executor_docker;
 mod agent_executor_runs;
 mod agent_executor_slugs;

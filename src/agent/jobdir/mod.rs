@@ -146,7 +146,8 @@ impl JobDir {
     pub async fn create(data: &Path, spec: &JobSpec, placement: Placement) -> Result<Self> {
         let dir = Self::at(data, spec, placement)?;
         let made = dir.clone();
-        blocking(move || dir.create_now()).await?;
+        // On a full disk the half of it would stay in the way of what is there.
+        blocking(move || dir.create_now().inspect_err(|_| drop(dir.remove_now()))).await?;
         Ok(made)
     }
 

@@ -90,6 +90,13 @@ impl TestApp {
         Self { router: router(app.clone()), app, account: admin.account_id, data }
     }
 
+    /// Another server on the same data, as after a restart.
+    pub async fn reopen(&mut self) {
+        self.app.closing.cancel();
+        self.app = open(self.data.path(), self.app.policy.clone()).await;
+        self.router = router(self.app.clone());
+    }
+
     /// Moves the server's clock.
     pub fn advance(&self, seconds: i64) {
         self.app.clock.advance(seconds * 1000);
