@@ -27,6 +27,7 @@ async fn get(test: &TestApp, path: &str) -> Value {
     test.get(&format!("{API}{path}")).await.expect(200).json()
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "calls read like the document")]
 fn pool(attributes: Value, relationships: Value) -> Value {
     json!({"data": {"type": "agent-pools", "attributes": attributes, "relationships": relationships}})
 }

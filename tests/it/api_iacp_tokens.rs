@@ -17,6 +17,7 @@ async fn send(test: &TestApp, method: Method, path: &str, body: Value) -> Answer
     test.request(method, &format!("{API}{path}"), &body).await
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "calls read like the document")]
 fn token(attributes: Value) -> Value {
     json!({"data": {"type": "access-tokens", "attributes": attributes}})
 }

@@ -6,7 +6,7 @@ use crate::support::{
 };
 
 async fn init_makes_the_workspace(engine: Engine, transport: Transport) {
-    let server = Server::start().await;
+    let mut server = Server::start().await;
     let place = server.place("prod").await;
     let access = server.access(transport);
     let cli = Cli::new(engine, &access);
@@ -15,6 +15,11 @@ async fn init_makes_the_workspace(engine: Engine, transport: Transport) {
     let workspaces = server.get("/api/iacp/v3/workspaces").await;
     assert_eq!(workspaces["data"][0]["attributes"]["name"], "app", "{workspaces}");
     cli.succeed(&["workspace", "show"]).await.says("app");
+
+    // All of it outlives the server's process, and so do the CA and the login.
+    server.restart().await;
+    cli.run(&["state", "list"]).await.expect(1).says("No state file was found");
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,8 +47,6 @@ pub enum Transport {
 pub struct Place {
     /// The environment's name: the CLI's organization.
     pub organization: String,
-    pub environment: String,
-    pub pool: String,
     pub pool_token: String,
 }
 
@@ -106,13 +104,13 @@ impl Server {
     /// An environment of this name, with a pool that is the default of the account.
     pub async fn place(&self, organization: &str) -> Place {
         let environment = json!({"data": {"type": "environments", "attributes": {"name": organization}}});
-        let environment = id(&self.post("environments", &environment).await);
+        self.post("environments", &environment).await;
         let pool = json!({"data": {"type": "agent-pools", "attributes": {"name": "private", "default": true}}});
         let pool = id(&self.post("agent-pools", &pool).await);
         let token = json!({"data": {"type": "access-tokens", "attributes": {"description": "agents"}}});
         let token = self.post(&format!("agent-pools/{pool}/access-tokens"), &token).await;
         let pool_token = token["data"]["attributes"]["token"].as_str().unwrap().to_owned();
-        Place { organization: organization.to_owned(), environment, pool, pool_token }
+        Place { organization: organization.to_owned(), pool_token }
     }
 
     async fn post(&self, path: &str, body: &Value) -> Value {
