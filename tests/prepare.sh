@@ -6,7 +6,6 @@
 
 TOFU_VERSION=1.12.6
 TERRAFORM_VERSION=1.11.4
-GO_VERSION=1.26.8
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/terrapool-test
 
 missing=0
@@ -60,28 +59,9 @@ need_busybox() {
 
 # Go new enough to fetch the version that go.mod names; the module proxy serves the toolchain itself.
 need_go() {
-    local zip arch sum
-    export PATH="$PATH:/usr/local/go/bin:$cache/go/$GO_VERSION/bin"
+    export PATH="$PATH:/usr/local/go/bin"
     command -v go >/dev/null && [[ $(go env GOVERSION) =~ ^go1\.([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -ge 21 ] && return
-    export PATH="$cache/go/$GO_VERSION/bin:$PATH"
-    command -v go >/dev/null && [ "$(go env GOVERSION)" = "go$GO_VERSION" ] && return
-    case $(uname -m) in
-        x86_64) arch=amd64 sum=30c2b1bf7dcc88d3eb0a1364e47ddd9128edb3110a30e8a0ef61cd5856b31de7 ;;
-        aarch64) arch=arm64 sum=02b36b6787b3ac767668f630e2998df45a3b1f9ffee08d1bf3ef6487cd658d99 ;;
-        *) lacks "go $GO_VERSION (builds tofu): see https://go.dev/dl"; return 1 ;;
-    esac
-    need curl curl "fetches Go"
-    need unzip unzip "unpacks Go"
-    echo "fetching Go $GO_VERSION"
-    zip=$cache/go.zip
-    mkdir -p "$cache/go" &&
-        curl -fsSL --retry 3 -o "$zip" "https://proxy.golang.org/golang.org/toolchain/@v/v0.0.1-go$GO_VERSION.linux-$arch.zip" &&
-        echo "$sum  $zip" | sha256sum --check --status &&
-        rm -rf "$cache/go/unpacked" && unzip -q "$zip" -d "$cache/go/unpacked" &&
-        chmod -R +x "$cache"/go/unpacked/golang.org/*/bin "$cache"/go/unpacked/golang.org/*/pkg/tool &&
-        mv "$cache"/go/unpacked/golang.org/* "$cache/go/$GO_VERSION" &&
-        rm -rf "$zip" "$cache/go/unpacked" && return
-    lacks "go $GO_VERSION (builds tofu): see https://go.dev/dl"
+    lacks "go 1.21 or newer (builds tofu): see https://go.dev/dl"
     return 1
 }
 

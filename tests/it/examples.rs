@@ -85,7 +85,7 @@ fn the_demo_needs_no_node_image_or_provider() {
     let pool: AgentPool = serde_json::from_value(pool).unwrap();
     assert_eq!((pool.spec.agents.mode, pool.spec.runs.image.is_none()), (AgentMode::Ephemeral, true));
     let configuration = fs::read_to_string(root().join("demo/configuration/main.tf")).unwrap();
-    assert!(configuration.contains("cloud {}"));
+    assert!(configuration.contains("cloud {"));
     for needs in ["required_providers", "provisioner", "http"] {
         assert!(!configuration.contains(needs), "the demo's configuration has {needs}");
     }
