@@ -72,10 +72,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
 
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;
-    agent::run(config, shutdown.clone(), |ready| {
-        tracing::info!(agent = %ready.agent_id, pool = ready.pool_name, executor = ready.executor.as_str(), "the agent is ready");
-    })
-    .await?;
+    agent::run(config, shutdown.clone(), |_| {}).await?;
     shutdown.finished(Duration::from_secs(10)).await;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 use crate::{
     clock::Clock,
     server::{
+        accept::Speaks,
         app::Policy,
         serve::{self, Config, Listener},
         tls,
@@ -55,7 +56,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let admin_token = super::secret("the administrator's token", args.admin_token, args.admin_token_file.as_ref())?;
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let listener = Listener::bind(args.listen, tls)?;
+    let listener = Listener::bind(args.listen, tls.map_or(Speaks::Plain, Speaks::Tls))?;
     let address = listener.address();
     let config = Config {
         data: args.data,

@@ -1,6 +1,7 @@
 //! The control plane: API, queue, state, logs, pages. Knows nothing of Kubernetes, the operator or the
 //! agent's program; they are its clients.
 
+pub mod accept;
 pub mod api;
 pub mod app;
 pub mod auth;

@@ -9,14 +9,13 @@ use std::{
     time::Duration,
 };
 
-use axum::Extension;
-use axum_server::{Handle, tls_rustls::RustlsConfig};
+use axum_server::Handle;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    accept::Speaks,
     app::{App, AppState, Policy},
-    auth::Scheme,
     blobs::{self, Blobs},
     domain::{queue, setup},
     metrics::Metrics,
@@ -122,11 +121,11 @@ fn lock(data: &Path) -> Result<File, Error> {
     }
 }
 
-/// A bound address, with TLS or without.
+/// A bound address, and what is spoken there.
 pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
-    tls: Option<RustlsConfig>,
+    speaks: Speaks,
 }
 
 impl Listener {
@@ -134,12 +133,12 @@ impl Listener {
     ///
     /// # Errors
     /// When the address is taken or not this host's.
-    pub fn bind(address: SocketAddr, tls: Option<RustlsConfig>) -> Result<Self, Error> {
+    pub fn bind(address: SocketAddr, speaks: Speaks) -> Result<Self, Error> {
         let fail = |source| Error::Listen { address: address.to_string(), source };
         let socket = TcpListener::bind(address).map_err(fail)?;
         socket.set_nonblocking(true).map_err(fail)?;
         let address = socket.local_addr().map_err(fail)?;
-        Ok(Self { socket, address, tls })
+        Ok(Self { socket, address, speaks })
     }
 
     #[must_use]
@@ -178,18 +177,8 @@ pub async fn serve(app: App, listeners: Vec<Listener>, shutdown: &Shutdown) -> R
 }
 
 async fn one(app: &App, listener: Listener, handle: Handle<SocketAddr>) -> io::Result<()> {
-    let scheme = Scheme(if listener.tls.is_some() { "https" } else { "http" });
-    let service = router(app.clone()).layer(Extension(scheme)).into_make_service_with_connect_info::<SocketAddr>();
-    match listener.tls {
-        Some(tls) => {
-            let mut server = axum_server::from_tcp_rustls(listener.socket, tls)?.handle(handle);
-            server.http_builder().http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
-            server.serve(service).await
-        }
-        None => {
-            let mut server = axum_server::from_tcp(listener.socket)?.handle(handle);
-            server.http_builder().http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
-            server.serve(service).await
-        }
-    }
+    let service = router(app.clone()).into_make_service_with_connect_info::<SocketAddr>();
+    let mut server = axum_server::from_tcp(listener.socket)?.acceptor(listener.speaks).handle(handle);
+    server.http_builder().http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
+    server.serve(service).await
 }

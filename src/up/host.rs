@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     clock::Clock,
     server::{
+        accept::Speaks,
         app::{App, Policy},
         domain::{access, model::TokenKind},
         serve::{self, Config, Listener},
@@ -84,8 +85,9 @@ impl Host {
 
         let ports_file = data.join("ports.json");
         let last = read_ports(&ports_file);
-        let http = bind(http_port, last.map(|ports| ports.http), HTTP_PORT, None)?;
-        let https = bind(https_port, last.map(|ports| ports.https), HTTPS_PORT, Some(ca.server.load().await?))?;
+        let certificate = ca.server.load().await?;
+        let http = bind(http_port, last.map(|ports| ports.http), HTTP_PORT, Speaks::Either(certificate.clone()))?;
+        let https = bind(https_port, last.map(|ports| ports.https), HTTPS_PORT, Speaks::Tls(certificate))?;
         let ports = Ports { http: http.address().port(), https: https.address().port() };
         write(&ports_file, 0o644, &serde_json::to_string(&ports).unwrap_or_default())?;
 
@@ -165,22 +167,17 @@ pub struct ConnectionFiles {
 }
 
 /// The wanted port, which must be free; else the last one or the usual one, or any free one.
-fn bind(
-    wanted: Option<u16>,
-    last: Option<u16>,
-    usual: u16,
-    tls: Option<axum_server::tls_rustls::RustlsConfig>,
-) -> Result<Listener, Error> {
+fn bind(wanted: Option<u16>, last: Option<u16>, usual: u16, speaks: Speaks) -> Result<Listener, Error> {
     let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     if let Some(port) = wanted {
-        return Ok(Listener::bind(loopback(port), tls)?);
+        return Ok(Listener::bind(loopback(port), speaks)?);
     }
     for port in [last.unwrap_or(usual), usual] {
-        if let Ok(listener) = Listener::bind(loopback(port), tls.clone()) {
+        if let Ok(listener) = Listener::bind(loopback(port), speaks.clone()) {
             return Ok(listener);
         }
     }
-    Ok(Listener::bind(loopback(0), tls)?)
+    Ok(Listener::bind(loopback(0), speaks)?)
 }
 
 fn read_ports(path: &Path) -> Option<Ports> {

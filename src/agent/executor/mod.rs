@@ -41,7 +41,7 @@ const KILL_PATIENCE: Duration = Duration::from_secs(3);
 pub enum Executor {
     Docker(Box<Docker>),
     /// No isolation: an explicit choice, or what is left without Docker.
-    Process(Process),
+    Process(Box<Process>),
 }
 
 /// What the user asked for.
@@ -207,14 +207,16 @@ impl Executor {
     /// When Docker was asked for and does not answer, or the data directory cannot be used.
     pub async fn connect(settings: Settings) -> Result<Connected> {
         match settings.choice {
-            Choice::Process => Ok(Connected { executor: Self::Process(Process::new(settings)?), warning: None }),
+            Choice::Process => {
+                Ok(Connected { executor: Self::Process(Box::new(Process::new(settings)?)), warning: None })
+            }
             Choice::Docker => {
                 Ok(Connected { executor: Self::Docker(Box::new(Docker::connect(settings).await?)), warning: None })
             }
             Choice::Auto => match Docker::connect(settings.clone()).await {
                 Ok(docker) => Ok(Connected { executor: Self::Docker(Box::new(docker)), warning: None }),
                 Err(error) => Ok(Connected {
-                    executor: Self::Process(Process::new(settings)?),
+                    executor: Self::Process(Box::new(Process::new(settings)?)),
                     warning: Some(format!(
                         "{error}. Runs are started as plain processes of this user, without isolation."
                     )),

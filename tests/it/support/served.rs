@@ -1,7 +1,10 @@
 //! A [`TestApp`] that also listens, so that the real CLI and a simulated agent meet in it.
 
 use terrapool::{
-    server::serve::{self, Listener},
+    server::{
+        accept::Speaks,
+        serve::{self, Listener},
+    },
     shutdown::Shutdown,
 };
 use tokio::task::JoinHandle;
@@ -21,7 +24,7 @@ pub struct Served {
 impl Served {
     pub async fn new() -> Self {
         let test = TestApp::new().await;
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), None).unwrap();
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), Speaks::Plain).unwrap();
         let host = format!("localhost:{}", listener.address().port());
         let shutdown = Shutdown::new();
         let task = tokio::spawn({

@@ -14,6 +14,7 @@ use terrapool::{
     clock::Clock,
     http,
     server::{
+        accept::Speaks,
         app::Policy,
         serve::{self, Config, Error, Listener},
         tls::own_ca,
@@ -135,7 +136,8 @@ async fn open(data: &TempDir, http: SocketAddr, https: SocketAddr) -> Opened {
         policy: Policy::default(),
     };
     let app = serve::open(config, Clock::real()).await.unwrap();
-    let listeners = vec![Listener::bind(http, None).unwrap(), Listener::bind(https, Some(tls)).unwrap()];
+    let listeners =
+        vec![Listener::bind(http, Speaks::Plain).unwrap(), Listener::bind(https, Speaks::Tls(tls)).unwrap()];
     let (http, https) = (listeners[0].address(), listeners[1].address());
     let shutdown = Shutdown::new();
     let task = {
