@@ -26,6 +26,8 @@ mod examples;
 mod flow_cli_init;
 mod flow_cli_interrupt;
 mod flow_cli_run;
+mod flow_faults_lost;
+mod flow_faults_restart;
 mod forgotten;
 mod metrics;
 mod queue_leases;

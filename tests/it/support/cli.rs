@@ -200,6 +200,13 @@ pub struct Running {
 }
 
 impl Running {
+    /// Starts a program of our own beside the CLIs; the caller has set its environment.
+    pub fn program(title: &str, mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.process_group(0).kill_on_drop(true);
+        Self::new(title.to_owned(), command.spawn().unwrap(), Input::None)
+    }
+
     fn new(title: String, mut child: Child, input: Input) -> Self {
         let said = Arc::<Mutex<Said>>::default();
         let (sender, changed) = watch::channel(());
@@ -227,7 +234,7 @@ impl Running {
 
     /// Waits until `text` has been said.
     pub async fn until(&mut self, text: &str) {
-        let deadline = tokio::time::Instant::from_std(self.started + DEADLINE);
+        let deadline = tokio::time::Instant::now() + DEADLINE;
         loop {
             self.changed.borrow_and_update();
             if self.text().contains(text) {
@@ -240,6 +247,17 @@ impl Running {
                 Err(_) => panic!("{} did not say `{text}` in time:\n{}", self.title, self.text()),
             }
         }
+    }
+
+    /// The program itself, not its group, gets a signal.
+    pub fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(self.group, signal).unwrap();
+    }
+
+    /// It ends at once, without a chance to do anything.
+    pub async fn kill(mut self) {
+        self.signal(Signal::KILL);
+        self.child.wait().await.unwrap();
     }
 
     /// Types a line.

@@ -1,5 +1,6 @@
 //! What tests share.
 
+pub mod admin;
 pub mod agent;
 pub mod agents;
 pub mod app;
@@ -10,6 +11,7 @@ pub mod gate;
 pub mod jobs;
 pub mod poll;
 pub mod proc;
+pub mod programs;
 pub mod served;
 pub mod server;
 pub mod sim_agent;

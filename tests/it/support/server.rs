@@ -6,13 +6,11 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{Client, Method};
 use secrecy::SecretString;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 use terrapool::{
     clock::Clock,
-    http,
     server::{
         accept::Speaks,
         app::Policy,
@@ -23,7 +21,7 @@ use terrapool::{
 };
 use tokio::task::JoinHandle;
 
-use super::{app::ADMIN_TOKEN, cli::Access};
+use super::{admin::Admin, app::ADMIN_TOKEN, cli::Access};
 
 /// A server in this process. Its data outlive [`Server::restart`].
 pub struct Server {
@@ -33,7 +31,7 @@ pub struct Server {
     pub data: TempDir,
     shutdown: Shutdown,
     task: JoinHandle<Result<(), Error>>,
-    client: Client,
+    admin: Admin,
 }
 
 /// How clients reach the server.
@@ -48,6 +46,7 @@ pub enum Transport {
 pub struct Place {
     /// The environment's name: the CLI's organization.
     pub organization: String,
+    pub pool: String,
     pub pool_token: String,
 }
 
@@ -56,7 +55,8 @@ impl Server {
         let data = tempfile::tempdir().unwrap();
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (http, https, ca, shutdown, task) = open(&data, any, any).await;
-        Self { http, https, ca, data, shutdown, task, client: http::client(None).unwrap() }
+        let admin = Admin::new(format!("http://localhost:{}", http.port()), ADMIN_TOKEN.to_owned());
+        Self { http, https, ca, data, shutdown, task, admin }
     }
 
     /// Stops in good order and starts again on the same data and ports.
@@ -86,41 +86,14 @@ impl Server {
         Access { host: format!("localhost:{}", address.port()), token: ADMIN_TOKEN.to_owned(), ca }
     }
 
-    /// A request of the administrator, which must succeed; null when the answer has no body.
-    pub async fn request(&self, method: Method, path: &str, body: &Value) -> Value {
-        let request = self.client.request(method.clone(), format!("{}{path}", self.address())).bearer_auth(ADMIN_TOKEN);
-        let request = request.header("content-type", "application/vnd.api+json");
-        let request = if body.is_null() { request } else { request.body(body.to_string()) };
-        let response = request.send().await.unwrap_or_else(|error| panic!("{method} {path}: {error:?}"));
-        let status = response.status();
-        let text = response.text().await.unwrap();
-        assert!(status.is_success(), "{method} {path}: {status} {text}");
-        if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
-    }
-
     pub async fn get(&self, path: &str) -> Value {
-        self.request(Method::GET, path, &Value::Null).await
+        self.admin.get(path).await
     }
 
     /// An environment of this name, with a pool that is the default of the account.
     pub async fn place(&self, organization: &str) -> Place {
-        let environment = json!({"data": {"type": "environments", "attributes": {"name": organization}}});
-        self.post("environments", &environment).await;
-        let pool = json!({"data": {"type": "agent-pools", "attributes": {"name": "private", "default": true}}});
-        let pool = id(&self.post("agent-pools", &pool).await);
-        let token = json!({"data": {"type": "access-tokens", "attributes": {"description": "agents"}}});
-        let token = self.post(&format!("agent-pools/{pool}/access-tokens"), &token).await;
-        let pool_token = token["data"]["attributes"]["token"].as_str().unwrap().to_owned();
-        Place { organization: organization.to_owned(), pool_token }
+        self.admin.place(organization).await
     }
-
-    async fn post(&self, path: &str, body: &Value) -> Value {
-        self.request(Method::POST, &format!("/api/iacp/v3/{path}"), body).await
-    }
-}
-
-fn id(document: &Value) -> String {
-    document["data"]["id"].as_str().unwrap_or_else(|| panic!("no id in {document}")).to_owned()
 }
 
 type Opened = (SocketAddr, SocketAddr, PathBuf, Shutdown, JoinHandle<Result<(), Error>>);
