@@ -1,7 +1,5 @@
 //! Agent pools, environments and links through the Scalr-compatible API: shapes, rules and exact error texts.
 
-#![expect(clippy::needless_pass_by_value, reason = "documents are written where they are sent")]
-
 use axum::http::Method;
 use serde_json::{Value, json};
 use terrapool::{api::run_state::RunState, server::domain::model::RunOptions};

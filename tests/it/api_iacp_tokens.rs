@@ -1,7 +1,5 @@
 //! Access tokens and agents through the Scalr-compatible API.
 
-#![expect(clippy::needless_pass_by_value, reason = "documents are written where they are sent")]
-
 use axum::{
     body::Body,
     http::{Method, Request},
