@@ -92,6 +92,8 @@ impl TestApp {
 
     /// Another server on the same data, as after a restart.
     pub async fn reopen(&mut self) {
+        // Requests that are under way keep the old one alive; the end of a process would give its lock back.
+        rustix::fs::flock(&self.app.lock, rustix::fs::FlockOperation::Unlock).unwrap();
         self.app.closing.cancel();
         self.app = open(self.data.path(), self.app.policy.clone()).await;
         self.router = router(self.app.clone());
