@@ -1,0 +1,7 @@
+//! One file for each measure.
+
+pub mod age;
+pub mod claim;
+pub mod first_line;
+pub mod ingest;
+pub mod wall;

@@ -1,0 +1,46 @@
+//! What the way of a run costs, from `POST runs` to the line that the CLI prints: the real, optimised programs on
+//! loopback, each figure beside a floor that was measured in turns with it.
+//!
+//! `cargo bench` takes all measures, `cargo bench -- NAME…` those whose names contain one of the words. Needs `terraform`
+//! on the `PATH` and a Docker engine; stops by itself, and leaves nothing.
+
+#![expect(unreachable_pub, reason = "a program exports nothing; `pub` says that its other files use it")]
+
+mod measures;
+mod support;
+
+use std::{pin::Pin, time::Instant};
+
+use measures::{age, claim, first_line, ingest, wall};
+
+type Measure = fn(&str) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + '_>>;
+
+const MEASURES: [(&str, Measure); 6] = [
+    ("claim", |version| Box::pin(claim::measure(version))),
+    ("first-line", |version| Box::pin(first_line::measure(version))),
+    ("wall", |version| Box::pin(wall::measure(version))),
+    ("age", |version| Box::pin(age::measure(version))),
+    ("ingest", |version| Box::pin(ingest::ingest(version))),
+    ("memory", |version| Box::pin(ingest::memory(version))),
+];
+
+fn main() -> anyhow::Result<()> {
+    // cargo adds `--bench`.
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
+    let chosen: Vec<_> = MEASURES.into_iter().filter(|(name, _)| wanted(name)).collect();
+    anyhow::ensure!(
+        !chosen.is_empty(),
+        "no measure has such a name; there are {}",
+        MEASURES.map(|(name, _)| name).join(", ")
+    );
+    let start = Instant::now();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let version = support::cli::version()?;
+    println!("{}; terraform {version}; medians [min–max]", support::report::machine());
+    for (_, measure) in chosen {
+        runtime.block_on(measure(&version))?;
+    }
+    println!("\ntook {} s", start.elapsed().as_secs());
+    Ok(())
+}
