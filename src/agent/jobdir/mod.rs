@@ -9,11 +9,13 @@
 //! <data>/jobs/<job>.pid        Process executor: who runs it
 //! <data>/jobs/<job>/           0700, owned by the stage's user: steps, config/, log, artifacts/, home/, tmp/, cancel, result
 //! <data>/work/<run>/           Process executor: what config/ leads to, so that plan and apply see the same path
+//! <data>/work/<run>.job        Process executor: the job that it belongs to now
 //! ```
 
 mod beneath;
 mod files;
 pub mod unpack;
+mod work;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -162,7 +164,7 @@ impl JobDir {
             private.create(dir).map_err(doing())?;
         }
         if self.placement.kind == ExecutorKind::Process {
-            private.recursive(true).create(self.work()).map_err(doing())?;
+            work::take(&self.data, &self.spec.run.id, &self.spec.job_id).map_err(doing())?;
             symlink(self.work(), self.root.join("config")).map_err(doing())?;
         } else {
             private.create(self.root.join("config")).map_err(doing())?;
@@ -227,7 +229,7 @@ impl JobDir {
     }
 
     fn work(&self) -> PathBuf {
-        self.data.join("work").join(self.spec.run.id.as_str())
+        work::path(&self.data, &self.spec.run.id)
     }
 
     /// Everything has been written that the stage needs: [`super::executor::Executor::start`] may be called (again).
@@ -424,7 +426,7 @@ impl JobDir {
             beneath::remove_any(&self.beside(extension)).map_err(doing())?;
         }
         if self.placement.kind == ExecutorKind::Process {
-            beneath::remove_any(&self.work()).map_err(doing())?;
+            work::give_up(&self.data, &self.spec.run.id, &self.spec.job_id).map_err(doing())?;
         }
         beneath::remove_any(&self.root).map_err(doing())
     }
