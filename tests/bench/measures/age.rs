@@ -15,14 +15,14 @@ const LINES: usize = 50;
 fn configuration(round: usize) -> String {
     format!(
         "resource \"terraform_data\" \"x\" {{\n  triggers_replace = {round}\n  provisioner \"local-exec\" {{\n    \
-         command = \"for i in $(seq {LINES}); do date +at=%s.%N; sleep 0.0$((3 + i % 7)); done\"\n  }}\n}}\n"
+         command = \"sleep 2; for i in $(seq {LINES}); do date +at=%s.%N; sleep 0.0$((3 + i % 7)); done\"\n  }}\n}}\n"
     )
 }
 
 pub async fn measure(_version: &str) -> anyhow::Result<()> {
     report::heading(
         "age",
-        "age of a line at the CLI: a local-exec prints the time every 30–90 ms, the CLI's output is timed on arrival (process \
+        "age of a line at the CLI: a local-exec prints the time every 30–90 ms, the CLI's output is timed on arrival (it begins after 2 s, when the CLI reads the log; process \
          executor, whose shell knows the time to the nanosecond; the floor: the same with a local backend)",
     );
     let mut rig = Rig::start().await?;
