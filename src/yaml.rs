@@ -118,21 +118,25 @@ fn problem(error: &serde_yaml::Error) -> Problem {
     Problem { line: error.location().map(|location| location.line()), field, message: message.to_owned() }
 }
 
-/// The line of the field at `path`: each part is looked for below the one before, deeper indented.
+/// The line of the field at `path`, or of the deepest part of the path that has one: each part is looked for below
+/// the one before, deeper indented. What stands in braces on one line has that line.
 fn line_of(text: &str, path: &str) -> Option<usize> {
-    let mut lines = text.lines().enumerate();
-    let mut found = None;
-    let mut depth = 0;
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found: Option<(usize, usize)> = None;
     for part in path.split('.').filter(|part| part.parse::<usize>().is_err()) {
-        let (number, indent) = lines.by_ref().find_map(|(number, line)| {
+        let start = found.map_or(0, |(number, _)| number + 1);
+        let next = lines.iter().enumerate().skip(start).find_map(|(number, line)| {
             let content = line.trim_start().trim_start_matches("- ").trim_start();
             let indent = line.len() - content.len();
             let key = content.split_once(':')?.0.trim_matches(['"', '\'']);
-            (key == part && (found.is_none() || indent > depth)).then_some((number, indent))
-        })?;
-        (found, depth) = (Some(number + 1), indent);
+            (key == part && found.is_none_or(|(_, depth)| indent > depth)).then_some((number, indent))
+        });
+        match next {
+            Some(next) => found = Some(next),
+            None => break,
+        }
     }
-    found
+    found.map(|(number, _)| number + 1)
 }
 
 #[cfg(test)]
@@ -177,6 +181,8 @@ mod tests {
         let found = parse("kind: A\nspec:\n  size: 1\n  inner:\n    name: x\n    nmae: y\n");
         let unknown = found[0].as_ref().unwrap_err();
         assert_eq!((unknown.line, unknown.field.as_deref()), (Some(6), Some("spec.inner.nmae")));
+        let in_braces = parse("kind: A\nspec:\n  size: 1\n  inner: {name: x, nmae: y}\n");
+        assert_eq!(in_braces[0].as_ref().unwrap_err().line, Some(4));
         let repeated = parse("kind: A\nspec:\n  size: 1\n  size: 2\n");
         assert!(repeated[0].as_ref().unwrap_err().to_string().contains("duplicate"), "{repeated:?}");
     }

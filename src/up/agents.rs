@@ -159,10 +159,14 @@ async fn one(
         match agent::run(config, stop.clone(), ready).await {
             Ok(()) => return,
             Err(error) => {
-                tell(&events, &key, Event::trouble, format!("agent of pool {}: {}", local.pool, Chain(&error)));
+                pause(&stop.drain).await;
+                // An agent whose pool was deleted is told so by the control plane before it is told by us.
+                if !stop.drain.is_cancelled() {
+                    let text = format!("agent of pool {}: {}", local.pool, Chain(&error));
+                    tell(&events, &key, Event::trouble, text);
+                }
             }
         }
-        pause(&stop.drain).await;
     }
 }
 
