@@ -66,7 +66,7 @@ pub async fn memory(version: &str) -> anyhow::Result<()> {
         "memory",
         "resident memory of idle programs after one run, from smaps_rollup (another pair of processes each time)",
     );
-    let [mut server, mut agent, mut own_server, mut own_agent] = [(); 4].map(|()| Samples::default());
+    let [mut server, mut agent]: [[Samples; 3]; 2] = Default::default();
     for _ in 0..5 {
         let mut rig = Rig::start().await?;
         rig.start_agent("process").await?;
@@ -74,17 +74,17 @@ pub async fn memory(version: &str) -> anyhow::Result<()> {
         let run = rig.plan(&workspace).await?;
         rig.ended(&run).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        for (id, rss, private) in
-            [(rig.server.id(), &mut server, &mut own_server), (rig.agent()?.id(), &mut agent, &mut own_agent)]
-        {
+        for (id, samples) in [(rig.server.id(), &mut server), (rig.agent()?.id(), &mut agent)] {
             let rollup = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup"))?;
-            rss.push(mebibytes(&rollup, "Rss:"));
-            private.push(mebibytes(&rollup, "Anonymous:"));
+            for (samples, name) in samples.iter_mut().zip(["Rss:", "Pss:", "Anonymous:"]) {
+                samples.push(mebibytes(&rollup, name));
+            }
         }
     }
-    for (name, rss, own) in [("server", &server, &own_server), ("agent", &agent, &own_agent)] {
-        report::samples(&format!("{name}: resident"), rss, "MiB");
-        report::samples("  of it not backed by the program's file", own, "MiB");
+    for (name, [resident, shared_out, anonymous]) in [("server", &server), ("agent", &agent)] {
+        report::samples(&format!("{name}: resident"), resident, "MiB");
+        report::samples("  pages of the program that both map counted by halves", shared_out, "MiB");
+        report::samples("  not backed by the program's file", anonymous, "MiB");
     }
     Ok(())
 }
