@@ -7,7 +7,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use sqlx::{
-    AnyConnection, AnyPool, Executor, SqlSafeStr,
+    AnyConnection, AnyPool, Connection, Executor, SqlSafeStr,
     any::AnyPoolOptions,
     migrate::{Migration, MigrationType, Migrator},
     pool::PoolConnection,
@@ -106,7 +106,11 @@ impl Store {
             )
         };
         let open = |source| Error::Open { url: without_password(url), source };
-        let writer = options(if sqlite { 1 } else { READERS }).connect(url).await.map_err(open)?;
+        let writer = options(if sqlite { 1 } else { READERS }).before_acquire(|connection, _| {
+            // A full disk makes SQLite undo a transaction by itself, and the driver believes for ever that it goes on.
+            Box::pin(async move { Ok(!connection.is_in_transaction()) })
+        });
+        let writer = writer.connect(url).await.map_err(open)?;
         migrator().run(&writer).await.map_err(|source| Error::Migrate { source })?;
         let readers = options(READERS).connect(url).await.map_err(open)?;
         let begin = if sqlite { "BEGIN IMMEDIATE" } else { "BEGIN" };
