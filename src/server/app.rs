@@ -21,6 +21,8 @@ pub struct AppState {
     pub public_url: Option<String>,
     /// Cancelled when the server stops: ends long polls.
     pub closing: tokio_util::sync::CancellationToken,
+    /// When a heartbeat could not be recorded last, as on a full disk, in milliseconds since 1970; 0: never.
+    pub unrecorded_heartbeat: std::sync::atomic::AtomicI64,
     /// Held while the server lives: keeps a second one out of the data directory.
     pub lock: std::fs::File,
 }

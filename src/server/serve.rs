@@ -89,6 +89,7 @@ pub async fn open(config: Config, clock: Clock) -> Result<App, Error> {
         metrics: Metrics::default(),
         public_url: config.public_url,
         closing: CancellationToken::new(),
+        unrecorded_heartbeat: std::sync::atomic::AtomicI64::new(0),
         lock,
     });
     if let Some(token) = &config.admin_token {

@@ -1,7 +1,7 @@
 //! The queue's leases: claimed by one agent at a time, renewed by heartbeats, fenced by epochs, ended by a
 //! result or by the server's clock. Agents' clocks play no part.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use super::{
     agents, job_spec, logs,
@@ -124,15 +124,10 @@ pub async fn current(unit: &mut Unit<'_>, agent: &AgentId, id: &JobId, epoch: i6
 /// # Errors
 /// Those of the database.
 pub async fn heartbeat(app: &AppState, agent: &AgentId, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
-    let mut unit = Unit::begin(app).await?;
-    let now = unit.now;
-    let status = request.status.as_str();
-    store::agents::seen(&mut unit, agent, status, request.error_message.as_deref(), request.draining, now).await?;
-    for job in &request.jobs {
-        let lease = lease_until(app, now);
-        store::jobs::renew(&mut unit, &job.job_id, job.epoch, agent, lease).await?;
+    if let Err(error) = record_heartbeat(app, agent, request).await {
+        app.unrecorded_heartbeat.store(app.clock.now_ms(), Ordering::Relaxed);
+        return Err(error);
     }
-    unit.commit().await?;
 
     let look = || async {
         let answer = orders(app, agent, &request.jobs).await?;
@@ -147,6 +142,18 @@ pub async fn heartbeat(app: &AppState, agent: &AgentId, request: &HeartbeatReque
         Some(answer) => Ok(answer),
         None => orders(app, agent, &request.jobs).await,
     }
+}
+
+async fn record_heartbeat(app: &AppState, agent: &AgentId, request: &HeartbeatRequest) -> Result<()> {
+    let mut unit = Unit::begin(app).await?;
+    let now = unit.now;
+    let status = request.status.as_str();
+    store::agents::seen(&mut unit, agent, status, request.error_message.as_deref(), request.draining, now).await?;
+    for job in &request.jobs {
+        let lease = lease_until(app, now);
+        store::jobs::renew(&mut unit, &job.job_id, job.epoch, agent, lease).await?;
+    }
+    unit.commit().await
 }
 
 /// What the agent is to do about the jobs that it names.
@@ -229,6 +236,12 @@ pub async fn expire(app: &AppState) -> Result<usize> {
     let mut connection = app.store.read().await?;
     let expired = store::jobs::expired(&mut connection, now).await?;
     drop(connection);
+    if !expired.is_empty() && app.unrecorded_heartbeat.load(Ordering::Relaxed) > now - lease_until(app, 0) {
+        // The silence was ours: as after a restart, agents get time to be heard.
+        extend_after_restart(app).await?;
+        app.unrecorded_heartbeat.store(0, Ordering::Relaxed);
+        return Ok(0);
+    }
     for job in &expired {
         let mut unit = Unit::begin(app).await?;
         // A heartbeat may have been faster.
