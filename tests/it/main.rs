@@ -23,6 +23,7 @@ mod cli_state;
 mod crd_rules;
 mod crds;
 mod examples;
+mod flow_bad_input_disk;
 mod flow_bad_input_runs;
 mod flow_cli_init;
 mod flow_cli_interrupt;

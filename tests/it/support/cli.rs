@@ -307,6 +307,12 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let text = self.text();
+            let tail: Vec<&str> = text.lines().rev().take(40).collect();
+            eprintln!("--- {} said last:", self.title);
+            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
         if self.child.id().is_some() {
             // It may have ended in this moment.
             let _gone = kill_process_group(self.group, Signal::KILL);
