@@ -122,6 +122,8 @@ impl Error {
             Self::Store(_) | Self::Blob(_) | Self::Vault(_) | Self::Internal(_) => {
                 if self.is_out_of_space() {
                     StatusCode::INSUFFICIENT_STORAGE
+                } else if matches!(self, Self::Store(error) if error.is_closed()) {
+                    StatusCode::SERVICE_UNAVAILABLE
                 } else {
                     StatusCode::INTERNAL_SERVER_ERROR
                 }
@@ -176,7 +178,7 @@ fn pointer(pointer: String) -> Source {
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let status = self.status();
-        if status.is_server_error() {
+        if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE {
             tracing::error!(error = %Chain(&self), "request failed");
         }
         let body = Json(json!(Errors { errors: vec![self.object(status)] }));

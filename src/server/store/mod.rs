@@ -60,6 +60,12 @@ impl Error {
         matches!(self, Self::Statement { source: sqlx::Error::Database(error) } if error.is_unique_violation())
     }
 
+    /// The server is stopping: its database is closed already.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Statement { source: sqlx::Error::PoolClosed })
+    }
+
     /// The database's disk is full.
     #[must_use]
     pub fn is_out_of_space(&self) -> bool {

@@ -206,9 +206,10 @@ pub async fn cancel(app: &AppState, id: &RunId) -> Result<()> {
         run.cancel = Cancel::Asked;
         run.cancel_requested_at = Some(unit.now);
     }
-    run.error_code = Some(reason::CANCELED.to_owned());
     step(&mut unit, &mut run, RunEvent::CancelRequested).await?;
     if run.status.is_final() {
+        run.error_code = Some(reason::CANCELED.to_owned());
+        store::runs::update(&mut unit, &run).await?;
         end::close(&mut unit, &run).await?;
     } else {
         wake_agents(&mut unit, &run).await?;
