@@ -45,6 +45,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod crd;
+pub mod files;
 pub mod http;
 pub mod ids;
 pub mod jsonapi;

@@ -8,6 +8,7 @@ pub const SIGKILL: i32 = 9;
 pub const SIGTERM: i32 = 15;
 pub const SIGCHLD: i32 = 17;
 
+const SIG_DFL: usize = 0;
 const SIG_BLOCK: i32 = 0;
 const SIG_SETMASK: i32 = 2;
 const WNOHANG: i32 = 1;
@@ -25,6 +26,7 @@ struct Timespec {
 }
 
 unsafe extern "C" {
+    fn signal(signal: i32, handler: usize) -> usize;
     fn sigprocmask(how: i32, set: *const SigSet, old: *mut SigSet) -> i32;
     fn sigtimedwait(set: *const SigSet, info: *mut u8, timeout: *const Timespec) -> i32;
     fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
@@ -41,8 +43,13 @@ fn watched() -> SigSet {
 }
 
 /// Keeps SIGINT, SIGTERM and SIGCHLD for [`next_signal`]. A blocked signal also reaches a process with id 1, whose
-/// unhandled signals the kernel otherwise drops.
+/// unhandled signals the kernel otherwise drops. An agent that was started in the background by a script ignores SIGINT,
+/// and so would all that it starts: a stage must be open to interruption.
 pub fn hold_signals() {
+    for number in [SIGINT, SIGTERM, SIGCHLD] {
+        // SAFETY: sets the default action; no handler of ours is involved.
+        unsafe { signal(number, SIG_DFL) };
+    }
     // SAFETY: the set lives through the call; the old mask is not asked for.
     unsafe { sigprocmask(SIG_BLOCK, &watched(), std::ptr::null_mut()) };
 }

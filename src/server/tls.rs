@@ -12,7 +12,7 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 
-use crate::http;
+use crate::{files::write_private, http};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -71,7 +71,7 @@ pub fn own_ca(dir: &Path, names: &[String]) -> Result<OwnCa, Error> {
         _ => {
             let key = KeyPair::generate().map_err(make)?;
             let certificate = ca_params().self_signed(&key).map_err(make)?;
-            private_file(&ca_key, &key.serialize_pem()).map_err(|source| write(&ca_key, source))?;
+            write_private(&ca_key, key.serialize_pem().as_bytes()).map_err(|source| write(&ca_key, source))?;
             fs::write(&ca, certificate.pem()).map_err(|source| write(&ca, source))?;
             Issuer::new(ca_params(), key)
         }
@@ -86,7 +86,7 @@ pub fn own_ca(dir: &Path, names: &[String]) -> Result<OwnCa, Error> {
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let key = KeyPair::generate().map_err(make)?;
     let certificate = params.signed_by(&key, &issuer).map_err(make)?;
-    private_file(&files.key, &key.serialize_pem()).map_err(|source| write(&files.key, source))?;
+    write_private(&files.key, key.serialize_pem().as_bytes()).map_err(|source| write(&files.key, source))?;
     fs::write(&files.certificate, certificate.pem()).map_err(|source| write(&files.certificate, source))?;
     Ok(OwnCa { ca, server: files })
 }
@@ -99,11 +99,4 @@ fn ca_params() -> CertificateParams {
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
-}
-
-fn private_file(path: &Path, text: &str) -> io::Result<()> {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
 }

@@ -9,6 +9,8 @@ use chacha20poly1305::{
 };
 use rand::RngExt;
 
+use crate::files::write_private;
+
 /// Length of the key in bytes.
 pub const KEY_LEN: usize = 32;
 
@@ -95,16 +97,6 @@ impl Vault {
         let payload = Payload { msg: ciphertext, aad: owner.as_bytes() };
         self.cipher.decrypt(&XNonce::from(nonce), payload).map_err(|_| fail())
     }
-}
-
-/// Writes a file that only its owner can read, durably and in one step.
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
-    let temporary = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::Clock,
+    files::write_private,
     server::{
         accept::Speaks,
         app::{App, Policy},
@@ -89,7 +90,7 @@ impl Host {
         let http = bind(http_port, last.map(|ports| ports.http), HTTP_PORT, Speaks::Either(certificate.clone()))?;
         let https = bind(https_port, last.map(|ports| ports.https), HTTPS_PORT, Speaks::Tls(certificate))?;
         let ports = Ports { http: http.address().port(), https: https.address().port() };
-        write(&ports_file, 0o644, &serde_json::to_string(&ports).unwrap_or_default())?;
+        write(&ports_file, &serde_json::to_string(&ports).unwrap_or_default())?;
 
         let serving = tokio::spawn({
             let (app, shutdown) = (app.clone(), shutdown.clone());
@@ -132,7 +133,7 @@ impl Host {
             self.http_address,
             self.ca_file.display()
         );
-        write(&files.env, 0o600, &env)?;
+        write(&files.env, &env)?;
         let (http, https) = (self.http_host(), self.https_host());
         let cli = format!(
             "# For the terraform and tofu programs: export TF_CLI_CONFIG_FILE={}\n\
@@ -143,7 +144,7 @@ impl Host {
              credentials \"{https}\" {{\n  token = \"{token}\"\n}}\n",
             files.cli.display()
         );
-        write(&files.cli, 0o600, &cli)?;
+        write(&files.cli, &cli)?;
         Ok(files)
     }
 
@@ -194,21 +195,10 @@ fn admin_token(path: &Path) -> Result<SecretString, Error> {
         _ => {}
     }
     let token = access::new_secret(TokenKind::User);
-    write(path, 0o600, token.expose_secret())?;
+    write(path, token.expose_secret())?;
     Ok(token)
 }
 
-/// Writes a file in one step, with these permissions from its first moment on.
-fn write(path: &Path, mode: u32, text: &str) -> Result<(), Error> {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
-    let fail = |source| Error::Write { path: path.display().to_string(), source };
-    let temporary = path.with_extension("new");
-    match fs::remove_file(&temporary) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(fail(source)),
-        _ => {}
-    }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).map_err(fail)?;
-    file.write_all(text.as_bytes()).map_err(fail)?;
-    file.sync_all().map_err(fail)?;
-    fs::rename(&temporary, path).map_err(fail)
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    write_private(path, text.as_bytes()).map_err(|source| Error::Write { path: path.display().to_string(), source })
 }

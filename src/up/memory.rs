@@ -11,6 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::manifests::{Key, Spec};
+use crate::files::write_private;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -97,21 +98,10 @@ impl Memory {
     /// # Errors
     /// When the file cannot be written; the old one stands then.
     pub fn save(&self) -> Result<(), Error> {
-        use std::{io::Write, os::unix::fs::OpenOptionsExt};
         let fail = |source| Error::Write { path: self.path.display().to_string(), source };
         let entries: Vec<_> =
             self.objects.iter().map(|(key, object)| Entry { key: key.clone(), object: object.clone() }).collect();
         let text = serde_json::to_vec_pretty(&entries).map_err(|error| fail(io::Error::other(error)))?;
-        let temporary = self.path.with_extension("new");
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(fail)?;
-        file.write_all(&text).map_err(fail)?;
-        file.sync_all().map_err(fail)?;
-        fs::rename(&temporary, &self.path).map_err(fail)
+        write_private(&self.path, &text).map_err(fail)
     }
 }

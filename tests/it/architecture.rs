@@ -9,6 +9,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         ("ids", [].as_slice()),
         ("clock", &[]),
+        ("files", &[]),
         ("shutdown", &[]),
         ("yaml", &[]),
         ("http", &[]),
@@ -20,9 +21,25 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("client", &["api", "jsonapi", "ids", "http"]),
         ("sync", &["client", "api", "ids", "clock", "crd"]),
         ("operator", &["sync", "crd", "client", "api", "ids", "telemetry", "shutdown", "clock"]),
-        ("up", &["sync", "crd", "client", "http", "server", "agent", "yaml", "ids", "telemetry", "shutdown", "clock"]),
-        ("server", &["api", "jsonapi", "ids", "telemetry", "shutdown", "clock", "http"]),
-        ("agent", &["api", "client", "ids", "telemetry", "shutdown", "clock", "http"]),
+        (
+            "up",
+            &[
+                "sync",
+                "crd",
+                "client",
+                "http",
+                "server",
+                "agent",
+                "yaml",
+                "ids",
+                "telemetry",
+                "shutdown",
+                "clock",
+                "files",
+            ],
+        ),
+        ("server", &["api", "jsonapi", "ids", "telemetry", "shutdown", "clock", "http", "files"]),
+        ("agent", &["api", "client", "ids", "telemetry", "shutdown", "clock", "http", "files"]),
     ])
 }
 

@@ -13,11 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Settings, Signal, runner};
 use crate::{
-    agent::{
-        jobdir::{JobDir, write_private},
-        steps,
-    },
+    agent::{jobdir::JobDir, steps},
     api::{agent::JobRef, job::JobSpec},
+    files::write_private,
     ids::JobId,
 };
 

@@ -9,7 +9,8 @@ use std::{
 
 use flate2::{Compression, write::GzEncoder};
 
-use super::{Archive, Error, JobDir, Result, beneath, unpack, write_private};
+use super::{Archive, Error, JobDir, Result, beneath, unpack};
+use crate::files::write_private;
 use crate::{
     agent::steps::{self, GENERATED, LOCK_FILE, OVERRIDE, PLAN_FILE, VARIABLES, format::Stage as Steps},
     api::{agent::ExecutorKind, job::Stage},

@@ -33,6 +33,7 @@ use crate::{
         agent::{ExecutorKind, reason},
         job::JobSpec,
     },
+    files::write_private,
     telemetry::Chain,
 };
 
@@ -430,14 +431,4 @@ impl JobDir {
         }
         beneath::remove_any(&self.root).map_err(doing())
     }
-}
-
-/// Writes a file that only this user may read; its name appears with its whole content, on the disk.
-pub(super) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let tmp = path.with_added_extension("tmp");
-    beneath::remove_any(&tmp)?;
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&tmp)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&tmp, path)
 }

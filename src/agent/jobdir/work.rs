@@ -22,7 +22,7 @@ pub(super) fn take(data: &Path, run: &RunId, job: &JobId) -> io::Result<()> {
     let path = path(data, run);
     beneath::remove_any(&path)?;
     DirBuilder::new().mode(0o700).create(&path)?;
-    super::write_private(&owner(&path), job.as_str().as_bytes())
+    crate::files::write_private(&owner(&path), job.as_str().as_bytes())
 }
 
 /// Removes the directory if it is the job's. Harmless when repeated.

@@ -4,9 +4,6 @@ use sqlx::{AnyConnection, Row};
 
 use super::Result;
 
-/// Rows read at once; the reader of a log gets 16 KiB at most, so a few are enough.
-const ROWS_PER_READ: i64 = 64;
-
 pub async fn insert(connection: &mut AnyConnection, stage: &str, start: i64, bytes: &[u8]) -> Result<()> {
     sqlx::query("INSERT INTO log_chunks (stage_id, start, bytes) VALUES ($1, $2, $3)")
         .bind(stage)
@@ -22,12 +19,11 @@ pub async fn read(connection: &mut AnyConnection, stage: &str, offset: i64, limi
     let rows = sqlx::query(
         "SELECT start, substr(bytes, CAST(CASE WHEN start < $2 THEN $2 - start ELSE 0 END + 1 AS INTEGER), \
          CAST($3 AS INTEGER)) AS part FROM log_chunks WHERE stage_id = $1 AND start < $2 + $3 AND start >= \
-         COALESCE((SELECT MAX(start) FROM log_chunks WHERE stage_id = $1 AND start <= $2), 0) ORDER BY start LIMIT $4",
+         COALESCE((SELECT MAX(start) FROM log_chunks WHERE stage_id = $1 AND start <= $2), 0) ORDER BY start",
     )
     .bind(stage)
     .bind(offset)
     .bind(limit)
-    .bind(ROWS_PER_READ)
     .fetch_all(connection)
     .await?;
     let limit = usize::try_from(limit).unwrap_or_default();

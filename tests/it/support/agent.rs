@@ -27,10 +27,15 @@ pub struct Agent {
 impl Agent {
     /// Starts an agent of the place's pool, and waits until it takes jobs.
     pub async fn start(server: &Server, place: &Place, choice: Choice) -> Self {
+        Self::named("test-agent", server, place, choice).await
+    }
+
+    /// An agent of that name.
+    pub async fn named(name: &str, server: &Server, place: &Place, choice: Choice) -> Self {
         let data = tempfile::tempdir().unwrap();
         let address = server.address().parse().unwrap();
         let token = SecretString::from(place.pool_token.clone());
-        let mut config = AgentConfig::new(address, token, "test-agent".to_owned(), data.path().to_owned());
+        let mut config = AgentConfig::new(address, token, name.to_owned(), data.path().to_owned());
         config.executor.choice = choice;
         let programs = [Engine::Terraform, Engine::Tofu].map(Engine::program);
         config.executor.engines.path =
