@@ -102,6 +102,9 @@ need_docker() {
         systemctl start docker >>"$logs/install.log" 2>&1
     elif [ "$(id -u)" -eq 0 ]; then
         echo "starting dockerd"
+        # One that was killed leaves its file behind, and a new one believes it.
+        [ "$(cat "/proc/$(cat /var/run/docker.pid 2>/dev/null)/comm" 2>/dev/null)" = dockerd ] &&
+            grep -q '^State:[[:space:]]*[^Z]' "/proc/$(cat /var/run/docker.pid)/status" 2>/dev/null || rm -f /var/run/docker.pid
         # A session of its own: Ctrl-C must reach the tests, which clean up with its help, before it.
         setsid dockerd >"$logs/dockerd.log" 2>&1 </dev/null {docker_lock}>&- &
         dockerd_pid=$!
