@@ -100,21 +100,39 @@ need_docker() {
     command -v iptables >/dev/null || install iptables
     if [ -d /run/systemd/system ]; then
         systemctl start docker >>"$logs/install.log" 2>&1
+        await_docker && return
     elif [ "$(id -u)" -eq 0 ]; then
-        echo "starting dockerd"
-        # One that was killed leaves its file behind, and a new one believes it.
-        [ "$(cat "/proc/$(cat /var/run/docker.pid 2>/dev/null)/comm" 2>/dev/null)" = dockerd ] &&
-            grep -q '^State:[[:space:]]*[^Z]' "/proc/$(cat /var/run/docker.pid)/status" 2>/dev/null || rm -f /var/run/docker.pid
-        # A session of its own: Ctrl-C must reach the tests, which clean up with its help, before it.
-        setsid dockerd >"$logs/dockerd.log" 2>&1 </dev/null {docker_lock}>&- &
-        dockerd_pid=$!
+        # An engine that was killed a moment ago may still hold its places: then the next try succeeds.
+        for tries in 1 2 3; do
+            start_dockerd
+            await_docker && return
+            sleep 2
+        done
     fi
+    lacks "a Docker engine that answers \`docker info\`: start it, or see $logs/dockerd.log"
+}
+
+start_dockerd() {
+    local last
+    echo "starting dockerd"
+    # One that was killed leaves its file behind, and a new one believes it.
+    last=$(cat /var/run/docker.pid 2>/dev/null)
+    [ "$(cat "/proc/$last/comm" 2>/dev/null)" = dockerd ] || rm -f /var/run/docker.pid
+    # A session of its own: Ctrl-C must reach the tests, which clean up with its help, before it.
+    setsid dockerd >"$logs/dockerd.log" 2>&1 </dev/null {docker_lock}>&- &
+    dockerd_pid=$!
+}
+
+# Waits until the engine answers, or ours has ended.
+await_docker() {
+    local tries
     for tries in {1..120}; do
         docker_answers && return
         [ -n "$dockerd_pid" ] && ! kill -0 "$dockerd_pid" 2>/dev/null && break
         sleep 0.5
     done
-    lacks "a Docker engine that answers \`docker info\`: start it, or see $logs/dockerd.log ($tries tries)"
+    dockerd_pid=
+    return 1
 }
 
 stop_docker() {
