@@ -4,7 +4,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use super::{
-    agents, job_spec, logs,
+    job_spec, logs,
     model::{Agent, Cancel, Job},
     runs,
     unit::Unit,
@@ -321,10 +321,4 @@ pub async fn started(app: &AppState, agent: &AgentId, id: &JobId, epoch: i64) ->
     unit.commit().await?;
     app.metrics.started(after);
     Ok(())
-}
-
-/// How an agent looks to readers.
-#[must_use]
-pub fn agent_status(app: &AppState, agent: &Agent) -> crate::api::agent::AgentStatus {
-    agents::status(agent, app.clock.now_ms(), app.policy.offline_after)
 }

@@ -168,19 +168,6 @@ pub async fn set_started(connection: &mut AnyConnection, id: &JobId) -> Result<(
     Ok(())
 }
 
-/// Puts a claimed job back into the queue; the next claim raises the epoch.
-pub async fn requeue(connection: &mut AnyConnection, id: &JobId, now: i64) -> Result<()> {
-    sqlx::query(
-        "UPDATE jobs SET state = 'queued', agent_id = NULL, claim_id = NULL, lease_until = NULL, claimed_at = NULL, \
-         started = 0, queued_at = $2 WHERE id = $1",
-    )
-    .bind(id.as_str())
-    .bind(now)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
 /// Gives every claimed job at least until `lease_until`: after a restart, when no heartbeat could arrive.
 pub async fn extend_all(connection: &mut AnyConnection, lease_until: i64) -> Result<u64> {
     let done = sqlx::query("UPDATE jobs SET lease_until = $1 WHERE state = 'claimed' AND lease_until < $1")

@@ -7,7 +7,7 @@ use super::{
     rows::{self, Columns},
 };
 use crate::{
-    ids::{AccountId, EnvironmentId, PoolId, RunId, StateVersionId, WorkspaceId},
+    ids::{AccountId, EnvironmentId, PoolId, StateVersionId, WorkspaceId},
     jsonapi::Page,
     server::domain::model::{Lock, Workspace},
 };
@@ -211,15 +211,6 @@ pub async fn set_lock(connection: &mut AnyConnection, id: &WorkspaceId, lock: &L
         .bind(kind)
         .bind(holder)
         .bind(reason)
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
-pub async fn set_current_run(connection: &mut AnyConnection, id: &WorkspaceId, run: Option<&RunId>) -> Result<()> {
-    sqlx::query("UPDATE workspaces SET current_run_id = $2 WHERE id = $1")
-        .bind(id.as_str())
-        .bind(run.map(RunId::as_str))
         .execute(connection)
         .await?;
     Ok(())
