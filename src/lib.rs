@@ -49,6 +49,7 @@ pub mod files;
 pub mod http;
 pub mod ids;
 pub mod jsonapi;
+pub mod operator;
 pub mod server;
 pub mod shutdown;
 pub mod sync;
