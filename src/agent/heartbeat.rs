@@ -74,6 +74,7 @@ fn request(agent: &Agent) -> HeartbeatRequest {
         status,
         error_message,
         draining: agent.shutdown.drain.is_cancelled(),
+        cordoned: Some(*agent.cordoned.borrow()),
         jobs,
         known,
         wait_ms: agent.heartbeat_ms.load(Ordering::Relaxed),

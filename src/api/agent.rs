@@ -117,6 +117,10 @@ pub struct ClaimRequest {
     pub stages: Vec<Stage>,
     /// Hold the call up to this long until there is a job; at most [`MAX_WAIT_MS`].
     pub wait_ms: u64,
+    /// Take only jobs that need one of these images; `null` among them: jobs that name none. Absent: any job.
+    /// For an agent whose run container stands already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Vec<Option<String>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,8 +158,11 @@ pub struct HeartbeatRequest {
     pub status: AgentStatus,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_message: Option<String>,
-    /// The agent takes no new jobs.
+    /// The agent takes no new jobs, and ends when the last is done.
     pub draining: bool,
+    /// The last [`HeartbeatResponse::drain`] that arrived: the answer is held while it is still true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cordoned: Option<bool>,
     pub jobs: Vec<JobRef>,
     /// What the agent already knows: the answer is held while nothing differs from it.
     pub known: Vec<Directive>,
@@ -167,7 +174,7 @@ pub struct HeartbeatRequest {
 pub struct HeartbeatResponse {
     /// One for each job named that is not simply to go on.
     pub directives: Vec<Directive>,
-    /// The server wants the agent to finish its jobs and take no new ones.
+    /// The server gives the agent no new jobs until it says false again. The agent stays; what it has goes on.
     pub drain: bool,
 }
 
@@ -257,9 +264,18 @@ pub mod reason {
     pub const CANCELED: &str = "canceled";
     /// Anything else on the agent's side.
     pub const AGENT_ERROR: &str = "agent_error";
+    /// No agent that could run the job can be started.
+    pub const AGENT_UNSCHEDULABLE: &str = "agent_unschedulable";
+    /// The workspace asks for an image that its pool does not allow.
+    pub const IMAGE_NOT_ALLOWED: &str = "image_not_allowed";
+    /// The pool may not serve the workspace's environment any more.
+    pub const POOL_NOT_ALLOWED: &str = "pool_not_allowed";
+
+    /// What somebody who starts agents may say of jobs that no agent has yet.
+    pub const FROM_OUTSIDE: [&str; 2] = [IMAGE_UNAVAILABLE, AGENT_UNSCHEDULABLE];
 
     /// All of them.
-    pub const ALL: [&str; 10] = [
+    pub const ALL: [&str; 13] = [
         AGENT_LOST,
         ENGINE_FAILED,
         IMAGE_UNAVAILABLE,
@@ -270,6 +286,9 @@ pub mod reason {
         OUT_OF_SPACE,
         CANCELED,
         AGENT_ERROR,
+        AGENT_UNSCHEDULABLE,
+        IMAGE_NOT_ALLOWED,
+        POOL_NOT_ALLOWED,
     ];
 }
 

@@ -3,6 +3,8 @@
 //! Every attribute is optional here, because a client sends only what it changes and servers leave
 //! out what they do not know. `Some(None)` is an explicit null, where a null has a meaning.
 
+pub mod demand;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -168,6 +170,9 @@ pub struct WorkspaceAttributes {
     pub iac_platform: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub working_directory: Option<Option<String>>,
+    /// Image of the run container instead of the pool's; the pool's `allowed-images` must admit it. Ours.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub run_image: Option<Option<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locked: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]

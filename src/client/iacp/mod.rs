@@ -2,6 +2,7 @@
 //! server and scalr.io. Every call has a deadline; reads are tried again when the server is overloaded,
 //! writes never: whoever reconciles looks first and comes again.
 
+mod demand;
 mod pools;
 mod workspaces;
 
@@ -52,6 +53,9 @@ pub enum Error {
     Unexpected { refusal: Box<Refusal> },
     #[error("the control plane's answer could not be understood")]
     Decode { source: serde_json::Error },
+    /// The call is one of our own server's and the control plane is another one.
+    #[error("the control plane does not know this call")]
+    Unsupported,
     #[error("`{path}` makes no address")]
     Address { path: String },
 }
@@ -118,6 +122,17 @@ impl ControlPlane {
 
     /// One call; the body of the answer.
     async fn call(&self, method: Method, url: Url, body: Option<&Value>) -> Result<Vec<u8>> {
+        self.exchange(method, url, body, CALL).await?.map_err(Error::from_refusal)
+    }
+
+    /// One call; the body of the answer, or the refusal as it came.
+    async fn exchange(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<&Value>,
+        deadline: Duration,
+    ) -> Result<Result<Vec<u8>, Refusal>> {
         let unreachable = |source: reqwest::Error| Error::Unreachable {
             host: self.0.base.host_str().unwrap_or_default().to_owned(),
             source: source.without_url(),
@@ -126,15 +141,17 @@ impl ControlPlane {
             .0
             .http
             .request(method, url)
-            .timeout(CALL)
+            .timeout(deadline)
             .bearer_auth(self.0.token.expose_secret())
             .header(reqwest::header::ACCEPT, CONTENT_TYPE);
         if let Some(body) = body {
             request = request.header(reqwest::header::CONTENT_TYPE, CONTENT_TYPE).body(body.to_string());
         }
         let response = request.send().await.map_err(unreachable)?;
-        let response = success_or_refusal(response, CALL).await.map_err(Error::from_refusal)?;
-        Ok(response.bytes().await.map_err(unreachable)?.to_vec())
+        Ok(match success_or_refusal(response, CALL).await {
+            Ok(response) => Ok(response.bytes().await.map_err(unreachable)?.to_vec()),
+            Err(refusal) => Err(refusal),
+        })
     }
 
     /// A read, tried again with growing pauses while the server is overloaded.

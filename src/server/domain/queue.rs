@@ -94,7 +94,7 @@ async fn start(unit: &mut Unit<'_>, job: &Job, agent: &Agent) -> Result<Option<J
     if !super::pools::may_serve(&pool, &workspace.environment_id) {
         let message =
             format!("agent pool {} may not serve the environment of workspace {} any more", pool.name, workspace.name);
-        runs::fail(unit, &mut run, "pool_not_allowed", message).await?;
+        runs::fail(unit, &mut run, reason::POOL_NOT_ALLOWED, message).await?;
         return Ok(None);
     }
     let mut row = logs::stage(unit, &job.stage_id).await?;
@@ -132,7 +132,8 @@ pub async fn heartbeat(app: &AppState, agent: &AgentId, request: &HeartbeatReque
     let look = || async {
         let answer = orders(app, agent, &request.jobs).await?;
         let news = answer.directives.iter().any(|directive| !request.known.contains(directive));
-        Ok::<_, Error>((news || (answer.drain && !request.draining)).then_some(answer))
+        let drain = request.cordoned.map_or(answer.drain && !request.draining, |known| known != answer.drain);
+        Ok::<_, Error>((news || drain).then_some(answer))
     };
     let found = tokio::select! {
         found = app.wakes.wait_for(Topic::Agent(agent.clone()), wait(request.wait_ms), look) => found?,

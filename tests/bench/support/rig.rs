@@ -241,7 +241,7 @@ const HEADING: &[u8] = b"one\ntwo\nthree\n";
 impl IdleAgent {
     /// The next job; held by the server until there is one.
     pub async fn claim(&self, claim_id: String) -> anyhow::Result<JobSpec> {
-        let request = ClaimRequest { claim_id, stages: vec![Stage::Plan, Stage::Apply], wait_ms: 25_000 };
+        let request = ClaimRequest { claim_id, stages: vec![Stage::Plan, Stage::Apply], wait_ms: 25_000, images: None };
         loop {
             if let Some(spec) = self.client.claim(&request).await? {
                 return Ok(spec);
