@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2154 # $logs is from tests/run
 # What the tests need beside this tree, for tests/run: checked, and on Debian as root installed. Sourced, not run.
 #
 # prepare QUICK   makes everything ready; counts what stays missing in $missing and names each with the mend
@@ -6,10 +7,36 @@
 
 TOFU_VERSION=1.12.6
 TERRAFORM_VERSION=1.11.4
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/terrapool-test
+# shellcheck source=tests/cluster/versions.sh
+. tests/cluster/versions.sh
+# shellcheck source=tests/cluster/prepare.sh
+. tests/cluster/prepare.sh
 
 missing=0
 dockerd_pid=
+
+took() {
+    local seconds=$((SECONDS - $1))
+    printf '%d:%02d' $((seconds / 60)) $((seconds % 60))
+}
+
+# part NAME COMMAND…: runs the command with its output in a log, shows that it lives, and says how it ended.
+# The command stays in the foreground: background jobs of a script ignore Ctrl-C, and so would all they start.
+part() {
+    local name=$1 start=$SECONDS status ticker
+    shift
+    : >"$logs/$name.log"
+    while sleep 20 >&- 2>&-; do
+        printf '  %-12s %6s  %s\n' "$name" "$(took "$start")" "$(tail -n 1 "$logs/$name.log" | cut -c 1-90)"
+    done &
+    ticker=$!
+    "$@" >"$logs/$name.log" 2>&1 </dev/null
+    status=$?
+    kill "$ticker" 2>/dev/null
+    wait "$ticker" 2>/dev/null
+    part_took=$(took "$start")
+    return "$status"
+}
 
 lacks() {
     missing=$((missing + 1))
@@ -61,29 +88,29 @@ need_busybox() {
 need_go() {
     export PATH="$PATH:/usr/local/go/bin"
     command -v go >/dev/null && [[ $(go env GOVERSION) =~ ^go1\.([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -ge 21 ] && return
-    lacks "go 1.21 or newer (builds tofu): see https://go.dev/dl"
+    lacks "go 1.21 or newer (builds tofu and Kubernetes): see https://go.dev/dl"
     return 1
 }
 
-# build_engine NAME VERSION PACKAGE LDFLAGS: builds the command of tests/NAME/go.mod into the cache.
-build_engine() {
-    local name=$1 directory=$cache/$1/$2
-    [ -x "$directory/$name" ] && return
+# build_program MODULE PACKAGE OUT LDFLAGS: builds a command of tests/MODULE/go.mod to the path OUT, unless it is there.
+build_program() {
+    local name=${3##*/}
+    [ -x "$3" ] && return
     need_go || return
-    mkdir -p "$directory"
-    # Under a name of its own until complete, so that an interrupted build is not taken for the engine.
-    part "$name" env -C "tests/$name" CGO_ENABLED=0 GOFLAGS=-mod=readonly \
-        go build -trimpath -ldflags "-s -w $4" -o "../../$logs/$name.new" "$3" &&
-        mv "$logs/$name.new" "$directory/$name" &&
-        printf '%-14s %6s  built in %s\n' "$name" "$part_took" "$directory" && return
+    mkdir -p "${3%/*}"
+    # Under a name of its own until complete, so that an interrupted build is not taken for the program.
+    part "$name" env -C "tests/$1" CGO_ENABLED=0 GOFLAGS=-mod=readonly go build -trimpath -ldflags "-s -w $4" -o "$3.new.$$" "$2" &&
+        mv "$3.new.$$" "$3" &&
+        printf '%-14s %6s  built in %s\n' "$name" "$part_took" "${3%/*}" && return
     tail -n 20 "$logs/$name.log" | sed 's/^/    /'
-    lacks "$name $2: put it on PATH, or mend what $logs/$name.log says"
+    lacks "$name: mend what $logs/$name.log says"
 }
 
 need_engines() {
-    build_engine tofu "$TOFU_VERSION" github.com/opentofu/opentofu/cmd/tofu "-X github.com/opentofu/opentofu/version.dev=no"
+    local opentofu=github.com/opentofu/opentofu terraform=github.com/hashicorp/terraform
+    build_program tofu "$opentofu/cmd/tofu" "$cache/tofu/$TOFU_VERSION/tofu" "-X $opentofu/version.dev=no"
     command -v terraform >/dev/null ||
-        build_engine terraform "$TERRAFORM_VERSION" github.com/hashicorp/terraform "-X github.com/hashicorp/terraform/version.dev=no"
+        build_program terraform "$terraform" "$cache/terraform/$TERRAFORM_VERSION/terraform" "-X $terraform/version.dev=no"
 }
 
 docker_answers() {
