@@ -3,12 +3,24 @@
 //!
 //! * [`objects`]: what a pool owns beside Pods and Secret, for its mode.
 //! * [`pod`]: one single-use agent Pod of mode Ephemeral.
-//! * [`scale`]: which Pods are created, cordoned and removed.
 //! * [`observe`]: a Pod of the API reduced to what decisions need.
+//! * [`scale`]: which Pods are created, cordoned and removed.
+
+mod objects;
+mod observe;
+mod pod;
+pub mod scale;
 
 use serde_json::Value;
 
-use crate::crd::AgentPoolSpec;
+pub use objects::objects;
+pub use observe::{Fault, Phase, PodProblem, PodView, observe};
+pub use pod::{NameSalt, NewPod, pod, pod_name, template_hash};
+
+use crate::crd::{AgentPoolSpec, agent_pool::RunUser};
+
+/// Image of the run container where neither pool nor workspace name one.
+pub const DEFAULT_RUN_IMAGE: &str = "docker.io/hashicorp/terraform:1.11.4";
 
 /// A pool as its workloads need to know it.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +51,18 @@ pub mod secret_key {
     pub const CA: &str = "ca.crt";
 }
 
+/// Labels and annotations of agent Pods, beside those of [`crate::crd::names`].
+pub mod mark {
+    /// Label, value `true`: the Pod's agent has a job, and the disruption budget protects it.
+    pub const BUSY: &str = "terrapool.dev/busy";
+    /// Label: which run image, as a hash; annotation of the same name: the image itself.
+    pub const RUN_IMAGE: &str = "terrapool.dev/run-image";
+    /// Annotation: hash of what the Pod was made from. See [`super::template_hash`].
+    pub const TEMPLATE: &str = "terrapool.dev/template";
+    /// Annotation of a Deployment's Pods: the token that they were given, so that a rotation replaces them.
+    pub const TOKEN: &str = "terrapool.dev/token-id";
+}
+
 /// An object as it is to be applied: with `apiVersion`, `kind`, name, namespace, labels and the owner.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Owned {
@@ -59,4 +83,40 @@ pub enum OwnedKind {
 impl OwnedKind {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::DaemonSet, Self::Deployment, Self::NetworkPolicy, Self::PodDisruptionBudget];
+}
+
+/// A spec that the API server let pass and that no Pod can be made from. The user has to change it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {message}")]
+pub struct Invalid {
+    /// Path of the field, as `spec.agents.overrides.spec.containers`.
+    pub path: String,
+    /// What is wrong, for people.
+    pub message: String,
+}
+
+impl Invalid {
+    fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into() }
+    }
+}
+
+/// Image of the run container where the workspace names none.
+#[must_use]
+pub fn default_image(spec: &AgentPoolSpec) -> &str {
+    spec.runs.image.as_ref().map_or(DEFAULT_RUN_IMAGE, |image| image.as_str())
+}
+
+/// Whether the pool's administrator lets workspaces use `image`.
+#[must_use]
+pub fn allows_image(spec: &AgentPoolSpec, image: &str) -> bool {
+    let matches = |pattern: &str| match pattern.strip_suffix('*') {
+        Some(start) => image.starts_with(start),
+        None => image == pattern,
+    };
+    image == default_image(spec) || spec.runs.allowed_images.iter().any(|pattern| matches(&pattern.0))
+}
+
+fn runs_as_root(spec: &AgentPoolSpec) -> bool {
+    spec.runs.user == RunUser::Root
 }
