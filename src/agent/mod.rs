@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     backoff::Backoff,
-    executor::{Connected, Executor, Settings},
+    executor::{Choice, Connected, Executor, Settings},
     identity::{DataLock, Identity, Registration},
     jobdir::JobDir,
     jobs::Jobs,
@@ -88,7 +88,11 @@ pub struct AgentConfig {
     pub run_as_root: bool,
     /// Most bytes that are shipped of one stage's log.
     pub log_limit: u64,
-    /// How stages are run; `data` and `instance` in it are set by [`run`].
+    /// Take one job and leave. A sidecar's agent always does.
+    pub once: bool,
+    /// With `once`: leave without a job after so long.
+    pub idle_timeout: Option<Duration>,
+    /// How stages are run; `data`, `instance` and `run_as_root` in it are set by [`run`].
     pub executor: Settings,
 }
 
@@ -108,6 +112,8 @@ impl AgentConfig {
             stages: vec![Stage::Plan, Stage::Apply],
             run_as_root: false,
             log_limit: logs::DEFAULT_LIMIT,
+            once: false,
+            idle_timeout: None,
         }
     }
 }
@@ -190,12 +196,20 @@ struct Agent {
 ///
 /// # Errors
 /// When it cannot start, when its pool token is not accepted, and when it had to leave undelivered work behind.
-pub async fn run(config: AgentConfig, shutdown: Shutdown, on_ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+    config.once |= config.executor.choice == Choice::Sidecar;
+    if config.once {
+        config.slots = 1;
+    }
     let lock = DataLock::take(&config.data)?;
     let identity = Identity::load(&config.data).await?;
     let client = AgentClient::new(http::client(config.ca_file.as_deref())?, &config.server, config.token.clone());
-    let settings =
-        Settings { data: config.data.clone(), instance: identity.instance.clone(), ..config.executor.clone() };
+    let settings = Settings {
+        data: config.data.clone(),
+        instance: identity.instance.clone(),
+        run_as_root: config.run_as_root,
+        ..config.executor.clone()
+    };
     let Connected { executor, warning } = Executor::connect(settings).await?;
     if let Some(warning) = &warning {
         tracing::warn!("{warning}");
@@ -216,8 +230,16 @@ pub async fn run(config: AgentConfig, shutdown: Shutdown, on_ready: impl FnOnce(
         config,
         _lock: lock,
     });
+    // Where nothing can be run yet, there is no agent yet. Where it has become impossible, old jobs are to be reported.
+    let able = tokio::select! {
+        able = agent.executor.ready() => able,
+        () = agent.shutdown.drain.cancelled() => Ok(()),
+    };
     // Before it is registered: an engine that runs since the last time has to be watched, whoever is away.
     recover(&agent).await?;
+    if agent.jobs.count() == 0 {
+        able?;
+    }
     let registration = match agent.sign_on().await {
         Ok(Some(registration)) => registration,
         Ok(None) if agent.jobs.count() == 0 => return Ok(()),

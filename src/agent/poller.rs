@@ -2,6 +2,7 @@
 //! the same id gets the same job again.
 
 use std::{
+    convert::Infallible,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -43,8 +44,39 @@ fn file(agent: &Agent) -> PathBuf {
 
 /// Runs until the agent drains.
 pub(super) async fn run(agent: &Arc<Agent>) {
+    tokio::select! {
+        () = take_jobs(agent) => {}
+        never = leave_without_job(agent), if agent.config.once => match never {},
+    }
+}
+
+/// A single-use agent that is not to wait for a job any more drains. A claim under way is brought to its end by that,
+/// and what it brings is worked on.
+async fn leave_without_job(agent: &Agent) -> Infallible {
+    let idle = async {
+        match agent.config.idle_timeout {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut cordoned = agent.cordoned.subscribe();
+    let why = tokio::select! {
+        () = agent.executor.lost() => "the run container has ended",
+        _ = cordoned.wait_for(|cordoned| *cordoned) => "the control plane wants no new jobs here",
+        () = idle => "it has waited long enough",
+    };
+    tracing::info!(why, "the agent leaves without a job");
+    agent.shutdown.drain.cancel();
+    std::future::pending().await
+}
+
+async fn take_jobs(agent: &Arc<Agent>) {
     let mut backoff = Backoff::default();
     let mut cordoned = agent.cordoned.subscribe();
+    if agent.config.once && agent.jobs.count() > 0 {
+        // The job of an earlier process is the one.
+        agent.shutdown.drain.cancel();
+    }
     loop {
         let ready = async {
             agent.jobs.until(|count| count < agent.slots()).await;
@@ -52,8 +84,9 @@ pub(super) async fn run(agent: &Arc<Agent>) {
             drop(cordoned.wait_for(|cordoned| !cordoned).await);
         };
         tokio::select! {
-            () = ready => {}
+            biased;
             () = agent.shutdown.drain.cancelled() => return,
+            () = ready => {}
         }
         let Some(claim_id) = claim_id(agent).await else { continue };
         let stages = agent.config.stages.clone();
@@ -66,6 +99,9 @@ pub(super) async fn run(agent: &Arc<Agent>) {
                 backoff.reset();
                 if let Some(spec) = job {
                     accept(agent, spec).await;
+                    if agent.config.once {
+                        agent.shutdown.drain.cancel();
+                    }
                 }
             }
             Err(error) => {

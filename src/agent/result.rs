@@ -116,7 +116,8 @@ fn without_report(evidence: &Evidence<'_>) -> (Outcome, Why) {
     } else {
         let code = code.map_or_else(|| "no exit code is known".to_owned(), |code| format!("exit code {code}"));
         let message = format!(
-            "the container or process of the {stage} ended without a result ({code}): it was killed from outside"
+            "the container or process of the {stage} ended without a result ({code}): it was killed from outside, as for \
+             memory"
         );
         (Outcome::Errored, reason::CONTAINER_LOST, message)
     };

@@ -1,6 +1,6 @@
 //! `terrapool agent run`
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{convert::Infallible, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Subcommand;
@@ -8,7 +8,12 @@ use url::Url;
 
 use super::label;
 use crate::{
-    agent::{self, AgentConfig, executor::Choice},
+    agent::{
+        self, AgentConfig,
+        executor::{Choice, place_runner},
+    },
+    api::sidecar,
+    crd::common::Span,
     shutdown::Shutdown,
 };
 
@@ -16,6 +21,11 @@ use crate::{
 pub(super) enum Command {
     /// Register in a pool and execute its runs, until told to stop: the first signal drains, the second stops.
     Run(Box<Args>),
+    /// Prepare a volume that an agent and a run container are to share: puts the runner there.
+    PlaceRunner {
+        /// The volume, as both containers mount it.
+        volume: PathBuf,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -38,9 +48,25 @@ pub(super) struct Args {
     /// Runs at a time.
     #[arg(long, env = "TERRAPOOL_AGENT_CONCURRENCY", default_value_t = 5)]
     concurrency: u32,
-    /// How runs are executed: docker, process (no isolation), or auto: docker when it answers.
+    /// How runs are executed: docker, sidecar (in the other container of the agent's Pod), process (no isolation), or
+    /// auto: docker when it answers.
     #[arg(long, env = "TERRAPOOL_AGENT_EXECUTOR", default_value = "auto")]
     executor: Choice,
+    /// Sidecar: the volume that `place-runner` prepared.
+    #[arg(long, env = "TERRAPOOL_AGENT_SIDECAR_DIR", default_value = sidecar::VOLUME, value_name = "DIR")]
+    sidecar_dir: PathBuf,
+    /// Sidecar: image of the run container, as jobs name it; jobs of other images are left to others.
+    #[arg(long, env = "TERRAPOOL_AGENT_RUN_IMAGE", value_name = "IMAGE")]
+    run_image: Option<String>,
+    /// Take one job, deliver everything, deregister and exit. The sidecar executor does so in any case.
+    #[arg(long, env = "TERRAPOOL_AGENT_ONCE")]
+    once: bool,
+    /// With --once: leave when there was no job in so long a time, as 10m.
+    #[arg(long, env = "TERRAPOOL_AGENT_IDLE_TIMEOUT", value_name = "DURATION")]
+    idle_timeout: Option<Span>,
+    /// After the first signal, interrupt what still runs after so long a time, as 15m. Default: let it finish.
+    #[arg(long, env = "TERRAPOOL_AGENT_DRAIN_TIMEOUT", value_name = "DURATION")]
+    drain_timeout: Option<Span>,
     /// Certificates to trust beside the system's (PEM).
     #[arg(long, env = "TERRAPOOL_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
@@ -56,7 +82,13 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let Command::Run(args) = command;
+    let args = match command {
+        Command::Run(args) => args,
+        Command::PlaceRunner { volume } => {
+            place_runner(&volume)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     let token = super::secret("the pool's token", args.token, args.token_file.as_ref())?
         .context("no pool token: set TERRAPOOL_POOL_TOKEN or --token-file (a pool's page shows how to get one)")?;
     std::fs::create_dir_all(&args.data).with_context(|| format!("could not create {}", args.data.display()))?;
@@ -67,18 +99,69 @@ pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     config.ca_file = args.ca_file;
     config.labels = args.labels.into_iter().collect();
     config.run_as_root = args.user == "root";
+    config.once = args.once;
+    config.idle_timeout = args.idle_timeout.map(|span| span.as_duration());
     config.executor.choice = args.executor;
+    config.executor.volume = std::path::absolute(&args.sidecar_dir)?;
+    config.executor.run_image = args.run_image;
     config.executor.engines = super::engines(args.engine_dir);
 
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;
-    agent::run(config, shutdown.clone(), |_| {}).await?;
+    tokio::select! {
+        ended = agent::run(config, shutdown.clone(), |_| {}) => ended?,
+        never = stop_in_time(&shutdown, args.drain_timeout) => match never {},
+    }
     shutdown.finished(Duration::from_secs(10)).await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// As a second signal does, some time after the first.
+async fn stop_in_time(shutdown: &Shutdown, limit: Option<Span>) -> Infallible {
+    if let Some(limit) = limit {
+        shutdown.drain.cancelled().await;
+        tokio::time::sleep(limit.as_duration()).await;
+        tracing::warn!(limit = %limit, "what still runs is stopped");
+        shutdown.stop.cancel();
+    }
+    std::future::pending().await
 }
 
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
     if name.is_empty() { "agent".to_owned() } else { name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{super::Cli, *};
+
+    #[test]
+    fn a_pods_containers_are_started_with_arguments_that_this_program_has() {
+        let parse = |args: Vec<String>| Cli::try_parse_from(std::iter::once("terrapool".to_owned()).chain(args));
+        parse(sidecar::place_arguments()).unwrap();
+        let arguments = sidecar::AgentArguments {
+            url: "https://terrapool.example.com".to_owned(),
+            name: "pool-x7k2p".to_owned(),
+            run_image: Some("docker.io/hashicorp/terraform:1.11.4".to_owned()),
+            root: true,
+            idle_timeout: Some(Duration::from_secs(600)),
+            drain_timeout: Some(Duration::from_secs(900)),
+            ca_file: Some(sidecar::CA_FILE.to_owned()),
+            engine_dir: Some("/engines".to_owned()),
+            labels: vec![("node".to_owned(), "one".to_owned())],
+        };
+        let parsed = parse(arguments.to_vec()).unwrap();
+        let super::super::Command::Agent(Command::Run(args)) = parsed.command else { panic!("{parsed:?}") };
+        assert_eq!(args.executor, Choice::Sidecar);
+        assert_eq!(args.idle_timeout.unwrap().as_duration(), Duration::from_secs(600));
+        assert_eq!(args.drain_timeout.unwrap().as_duration(), Duration::from_secs(900));
+        assert_eq!((args.data.to_str(), args.user.as_str()), (Some(sidecar::AGENT_DATA), "root"));
+        assert_eq!(args.labels, arguments.labels);
+        parse(sidecar::AgentArguments { url: arguments.url, name: arguments.name, ..Default::default() }.to_vec())
+            .unwrap();
+    }
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::sys;
+use super::{sys, wait::Agent};
 
 /// How often the file `cancel` is looked at.
 pub const LOOK: Duration = Duration::from_millis(100);
@@ -18,6 +18,8 @@ const VANISH: Duration = Duration::from_secs(5);
 pub enum Cause {
     Canceled,
     TimedOut,
+    /// Nobody watches over it any more.
+    Abandoned,
 }
 
 /// What is to be done to the running step now.
@@ -45,6 +47,8 @@ pub struct Demand {
     pub kill: bool,
     /// SIGINT or SIGTERM came: the first interrupts, the second kills.
     pub signal: bool,
+    /// The agent is lost.
+    pub abandoned: bool,
 }
 
 impl Control {
@@ -62,6 +66,7 @@ impl Control {
         let wanted = match self.cause {
             Some(cause) => Some(cause),
             None if demand.interrupt || demand.kill || demand.signal => Some(Cause::Canceled),
+            None if demand.abandoned => Some(Cause::Abandoned),
             None if now >= self.deadline => Some(Cause::TimedOut),
             None => None,
         }?;
@@ -78,11 +83,28 @@ impl Control {
     }
 }
 
-/// Reads what the agent wrote into `cancel`.
-pub fn look() -> Demand {
-    match fs::read_to_string("cancel") {
-        Ok(text) => Demand { interrupt: text.trim() == "interrupt", kill: text.trim() == "kill", signal: false },
-        Err(_) => Demand::default(),
+/// Where demands come from.
+#[derive(Debug, Default)]
+pub struct Outside {
+    /// Absent: the stage goes on whether its agent lives or not.
+    pub agent: Option<Agent>,
+}
+
+impl Outside {
+    /// Reads what the agent wrote into `cancel`, and looks whether there is an agent.
+    pub fn look(&mut self, now: Instant) -> Demand {
+        let text = fs::read_to_string("cancel").unwrap_or_default();
+        Demand {
+            interrupt: text.trim() == "interrupt",
+            kill: text.trim() == "kill",
+            signal: false,
+            abandoned: self.agent.as_mut().is_some_and(|agent| agent.is_lost(now)),
+        }
+    }
+
+    /// A Pod's end is told to both containers at once: then it is the agent that decides, if there is one.
+    pub fn heeds_signals(&self) -> bool {
+        self.agent.as_ref().is_none_or(Agent::is_gone)
     }
 }
 

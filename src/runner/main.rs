@@ -1,5 +1,8 @@
 //! The runner: executes one stage inside the run container, in any image. It knows only the job directory, which is
-//! its first argument: reads `steps`, runs them with their output in `log`, heeds `cancel`, writes `result`.
+//! its argument: reads `steps`, runs them with their output in `log`, heeds `cancel`, writes `result`.
+//!
+//! `runner wait VOLUME` stands ready until a job directory is handed over ([`wait`]), in a container that was started
+//! before its job was known.
 //!
 //! Compiled by `build.rs` as a static program of its own: the standard library and nothing else, no name service, no
 //! threads. As process id 1 it reaps whatever is left to it, and nothing that a stage started outlives it.
@@ -8,13 +11,17 @@ mod control;
 mod format;
 mod stage;
 mod sys;
+mod volume;
+mod wait;
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
+use control::Outside;
 use format::{Outcome, Report, Stage};
 
 /// Exit code when no result could be written: the agent then knows no more than that.
@@ -26,9 +33,21 @@ const RESERVED: usize = 8192;
 fn main() -> ExitCode {
     sys::hold_signals();
     sys::adopt_orphans();
-    let Some(dir) = std::env::args_os().nth(1) else {
-        complain("the runner needs the job directory as its first argument");
-        return ExitCode::from(NO_RESULT);
+    let mut args = std::env::args_os().skip(1);
+    let (dir, mut outside) = match (args.next(), args.next()) {
+        (Some(word), Some(place)) if word == "wait" => match wait::wait(Path::new(&place)) {
+            Ok(Some(agent)) => (Path::new(&place).join(volume::JOB), Outside { agent: Some(agent) }),
+            Ok(None) => return ExitCode::SUCCESS,
+            Err(message) => {
+                complain(&message);
+                return ExitCode::from(NO_RESULT);
+            }
+        },
+        (Some(dir), _) => (PathBuf::from(dir), Outside::default()),
+        (None, _) => {
+            complain("the runner needs the job directory as its first argument");
+            return ExitCode::from(NO_RESULT);
+        }
     };
     let mut reserved = match std::env::set_current_dir(&dir).and_then(|()| reserve()) {
         Ok(file) => file,
@@ -37,7 +56,7 @@ fn main() -> ExitCode {
             return ExitCode::from(NO_RESULT);
         }
     };
-    let report = run().unwrap_or_else(|message| Report {
+    let report = run(&mut outside).unwrap_or_else(|message| Report {
         outcome: Outcome::RunnerFailed,
         step: String::new(),
         exits: Vec::new(),
@@ -53,7 +72,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<Report, String> {
+fn run(outside: &mut Outside) -> Result<Report, String> {
     let mut text = String::new();
     File::open("steps")
         .and_then(|mut file| file.read_to_string(&mut text))
@@ -64,7 +83,7 @@ fn run() -> Result<Report, String> {
         .create(true)
         .open("log")
         .map_err(|error| format!("the log cannot be opened: {error}"))?;
-    Ok(stage::run(&stage, &log))
+    Ok(stage::run(&stage, &log, outside))
 }
 
 fn reserve() -> io::Result<File> {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    control::{self, Act, Cause, Control, Demand},
+    control::{self, Act, Cause, Control, Demand, Outside},
     format::{Announce, ENGINE, Outcome, Output, Report, Stage, Step},
     sys,
 };
@@ -22,7 +22,10 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// The log's third line. The terraform CLI drops the first three lines of an apply's log, so there must be three.
 const THIRD_LINE: &str = "Initializing plugins and modules...";
 
-pub fn run(stage: &Stage, log: &File) -> Report {
+/// Why a stage is interrupted whose agent is lost.
+const ABANDONED: &str = "The agent of this stage is gone: the stage is interrupted.";
+
+pub fn run(stage: &Stage, log: &File, outside: &mut Outside) -> Report {
     let mut report =
         Report { outcome: Outcome::Finished, step: String::new(), exits: Vec::new(), message: None };
     let path = search_path(stage);
@@ -38,16 +41,17 @@ pub fn run(stage: &Stage, log: &File) -> Report {
     for step in &stage.steps {
         let going_on = report.outcome == Outcome::Finished;
         if going_on && control.cause().is_none() {
-            control.decide(Instant::now(), control::look());
+            let now = Instant::now();
+            control.decide(now, outside.look(now));
         }
         if going_on && control.cause().is_some() {
-            report.outcome = ended_early(&control);
+            (report.outcome, report.message) = ended_early(&control);
             report.step.clone_from(&step.name);
         }
         if report.outcome != Outcome::Finished && !step.always {
             continue;
         }
-        let (outcome, message) = match execute(stage, step, &engine, log, &mut control) {
+        let (outcome, message) = match execute(stage, step, &engine, log, &mut control, outside) {
             Ok(code) => {
                 report.exits.push((step.name.clone(), code));
                 judge(step, code, log, &control)
@@ -66,10 +70,11 @@ pub fn run(stage: &Stage, log: &File) -> Report {
     report
 }
 
-fn ended_early(control: &Control) -> Outcome {
+fn ended_early(control: &Control) -> (Outcome, Option<String>) {
     match control.cause() {
-        Some(Cause::TimedOut) => Outcome::TimedOut,
-        _ => Outcome::Canceled,
+        Some(Cause::TimedOut) => (Outcome::TimedOut, None),
+        Some(Cause::Abandoned) => (Outcome::RunnerFailed, Some(ABANDONED.to_owned())),
+        _ => (Outcome::Canceled, None),
     }
 }
 
@@ -85,7 +90,7 @@ fn judge(step: &Step, code: i32, log: &File, control: &Control) -> (Outcome, Opt
         show(path, log);
     }
     match control.cause() {
-        Some(_) => (ended_early(control), None),
+        Some(_) => ended_early(control),
         None if code > 128 => {
             (Outcome::Failed, Some(format!("{} was killed by signal {}", describe(step), code - 128)))
         }
@@ -98,7 +103,14 @@ fn describe(step: &Step) -> String {
 }
 
 /// Starts one step and waits for its end; gives its exit code.
-fn execute(stage: &Stage, step: &Step, engine: &Path, log: &File, control: &mut Control) -> Result<i32, String> {
+fn execute(
+    stage: &Stage,
+    step: &Step,
+    engine: &Path,
+    log: &File,
+    control: &mut Control,
+    outside: &mut Outside,
+) -> Result<i32, String> {
     let program = match step.args.first().map(String::as_str) {
         Some(ENGINE) => engine.to_owned(),
         Some(program) => PathBuf::from(program),
@@ -124,7 +136,7 @@ fn execute(stage: &Stage, step: &Step, engine: &Path, log: &File, control: &mut 
     sys::bind_to_us(&mut command);
     let child = command.spawn().map_err(|error| cannot_start(&program, &cwd, &error))?;
     // The handle has no use: children are reaped all together, orphans among them.
-    Ok(watch(child.id() as i32, log, control))
+    Ok(watch(child.id() as i32, log, control, outside))
 }
 
 fn cannot_start(program: &Path, cwd: &Path, error: &io::Error) -> String {
@@ -139,7 +151,7 @@ fn cannot_start(program: &Path, cwd: &Path, error: &io::Error) -> String {
 }
 
 /// Waits for the end of a child, and ends it early when that is demanded.
-fn watch(child: i32, log: &File, control: &mut Control) -> i32 {
+fn watch(child: i32, log: &File, control: &mut Control, outside: &mut Outside) -> i32 {
     let mut looked = Instant::now();
     let mut signal = false;
     loop {
@@ -152,13 +164,14 @@ fn watch(child: i32, log: &File, control: &mut Control) -> i32 {
         let mut demand = Demand { signal: std::mem::take(&mut signal), ..Demand::default() };
         if now.duration_since(looked) >= control::LOOK {
             looked = now;
-            let asked = control::look();
-            (demand.interrupt, demand.kill) = (asked.interrupt, asked.kill);
+            demand = Demand { signal: demand.signal, ..outside.look(now) };
         }
         match control.decide(now, demand) {
             Some(Act::Interrupt(cause)) => {
-                if cause == Cause::TimedOut {
-                    say(log, "The stage has reached its time limit and is interrupted.");
+                match cause {
+                    Cause::TimedOut => say(log, "The stage has reached its time limit and is interrupted."),
+                    Cause::Abandoned => say(log, ABANDONED),
+                    Cause::Canceled => {}
                 }
                 // An error means that it has ended by itself.
                 let _ = sys::send(child, sys::SIGINT);
@@ -170,7 +183,7 @@ fn watch(child: i32, log: &File, control: &mut Control) -> i32 {
             }
             None => {}
         }
-        signal = matches!(sys::next_signal(control::LOOK), Some(sys::SIGINT | sys::SIGTERM));
+        signal = matches!(sys::next_signal(control::LOOK), Some(sys::SIGINT | sys::SIGTERM)) && outside.heeds_signals();
     }
 }
 

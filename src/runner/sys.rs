@@ -1,12 +1,25 @@
 //! What the standard library cannot do: the only unsafe code of the runner. Declared here instead of taken from a
 //! crate, because the runner is compiled alone, by the compiler and nothing else. 64-bit Linux only, as is the agent.
 
-use std::{io, os::unix::process::CommandExt, process::Command, time::Duration};
+use std::{
+    fs::File,
+    io,
+    os::{fd::FromRawFd, unix::process::CommandExt},
+    process::Command,
+    time::Duration,
+};
 
 pub const SIGINT: i32 = 2;
 pub const SIGKILL: i32 = 9;
 pub const SIGTERM: i32 = 15;
 pub const SIGCHLD: i32 = 17;
+
+/// For opening: reads give an error instead of waiting.
+pub const O_NONBLOCK: i32 = 0o4000;
+
+const O_CLOEXEC: i32 = 0o2_000_000;
+const POLLIN: i16 = 1;
+const POLLHUP: i16 = 16;
 
 const SIG_DFL: usize = 0;
 const SIG_BLOCK: i32 = 0;
@@ -25,7 +38,19 @@ struct Timespec {
     nanos: i64,
 }
 
+#[repr(C)]
+struct PollFd {
+    fd: i32,
+    wanted: i16,
+    found: i16,
+}
+
 unsafe extern "C" {
+    fn poll(fds: *mut PollFd, count: usize, timeout: i32) -> i32;
+    fn signalfd(fd: i32, set: *const SigSet, flags: i32) -> i32;
+    fn umask(mask: u32) -> u32;
+    fn getuid() -> u32;
+    fn getgid() -> u32;
     fn signal(signal: i32, handler: usize) -> usize;
     fn sigprocmask(how: i32, set: *const SigSet, old: *mut SigSet) -> i32;
     fn sigtimedwait(set: *const SigSet, info: *mut u8, timeout: *const Timespec) -> i32;
@@ -96,4 +121,48 @@ pub fn send(pid: i32, signal: i32) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Readable when a held signal is there for [`next_signal`].
+pub fn signal_file() -> io::Result<File> {
+    // SAFETY: the set lives through the call; a descriptor that it gives is new and nobody else's.
+    unsafe {
+        match signalfd(-1, &watched(), O_NONBLOCK | O_CLOEXEC) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(File::from_raw_fd(fd)),
+        }
+    }
+}
+
+/// Sleeps until one of the files has something to read, or its other end is gone.
+pub fn wait_readable(files: &[i32]) -> io::Result<()> {
+    let mut fds: Vec<PollFd> = files.iter().map(|fd| PollFd { fd: *fd, wanted: POLLIN, found: 0 }).collect();
+    // SAFETY: the list lives through the call, and its length is told.
+    match unsafe { poll(fds.as_mut_ptr(), fds.len(), -1) } {
+        -1 => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            error => Err(error),
+        },
+        _ => Ok(()),
+    }
+}
+
+/// Somebody had the other end of this pipe since it was opened here, and nobody has it now.
+pub fn is_hung_up(fd: i32) -> bool {
+    let mut fds = [PollFd { fd, wanted: 0, found: 0 }];
+    // SAFETY: the list lives through the call, and its length is told.
+    let found = unsafe { poll(fds.as_mut_ptr(), fds.len(), 0) };
+    found > 0 && fds[0].found & POLLHUP != 0
+}
+
+/// Takes these permissions from all files that are made from now on.
+pub fn set_umask(mask: u32) {
+    // SAFETY: touches no memory of this process.
+    unsafe { umask(mask) };
+}
+
+/// User and group of this process.
+pub fn user() -> (u32, u32) {
+    // SAFETY: both only tell.
+    unsafe { (getuid(), getgid()) }
 }

@@ -186,7 +186,7 @@ proptest! {
 async fn job(data: &Path, working_directory: &str) -> JobDir {
     let mut spec = spec(Stage::Plan);
     spec.workspace.working_directory = working_directory.to_owned();
-    JobDir::create(data, &spec, Placement { kind: ExecutorKind::Docker, owner: None }).await.unwrap()
+    JobDir::create(data, &spec, Placement::of(ExecutorKind::Docker)).await.unwrap()
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn a_working_directory_that_is_not_there_or_leads_away_is_refused() {
     assert!(dir.unpack_configuration(Archive::Bytes(linked.into())).await.is_err());
     let mut spec = spec(Stage::Plan);
     spec.workspace.working_directory = "../up".to_owned();
-    let placement = Placement { kind: ExecutorKind::Docker, owner: None };
+    let placement = Placement::of(ExecutorKind::Docker);
     assert_eq!(JobDir::create(data.path(), &spec, placement).await.unwrap_err().reason(), reason::BAD_CONFIGURATION);
 }
 

@@ -11,11 +11,15 @@
 mod docker;
 mod process;
 mod runner;
+mod sidecar;
+#[path = "../../runner/volume.rs"]
+pub mod volume;
 
 use std::{path::PathBuf, time::Duration};
 
 pub use docker::{Cause as DockerCause, Docker};
 pub use process::Process;
+pub use sidecar::{Sidecar, place_runner};
 
 use super::{
     engine::{self, Engines},
@@ -36,10 +40,15 @@ const POLL: Duration = Duration::from_millis(20);
 /// Time for the runner to kill its stage and write its result, before it is killed itself.
 const KILL_PATIENCE: Duration = Duration::from_secs(3);
 
+/// Sockets of providers lie in `TMPDIR`, and the address of a socket has at most 108 bytes.
+const LONGEST_TMP: usize = 80;
+
 /// How stages are run.
 #[derive(Debug)]
 pub enum Executor {
     Docker(Box<Docker>),
+    /// In the other container of the agent's Pod.
+    Sidecar(Box<Sidecar>),
     /// No isolation: an explicit choice, or what is left without Docker.
     Process(Box<Process>),
 }
@@ -51,6 +60,7 @@ pub enum Choice {
     #[default]
     Auto,
     Docker,
+    Sidecar,
     Process,
 }
 
@@ -61,8 +71,9 @@ impl std::str::FromStr for Choice {
         match text {
             "auto" => Ok(Self::Auto),
             "docker" => Ok(Self::Docker),
+            "sidecar" => Ok(Self::Sidecar),
             "process" => Ok(Self::Process),
-            other => Err(format!("`{other}` is not an executor: auto, docker or process")),
+            other => Err(format!("`{other}` is not an executor: auto, docker, sidecar or process")),
         }
     }
 }
@@ -81,6 +92,12 @@ pub struct Settings {
     pub network: Option<String>,
     /// Image for jobs that name none; absent: a minimal image made from this host's files.
     pub default_image: Option<String>,
+    /// Sidecar: the volume that agent and run container share; absolute.
+    pub volume: PathBuf,
+    /// Sidecar: the image that the run container was made from; absent: jobs of every image are run.
+    pub run_image: Option<String>,
+    /// Sidecar: the run container's user must be root.
+    pub run_as_root: bool,
     /// Used where a job sets no limit of its own.
     pub limits: Limits,
     /// Longest time for pulling an image.
@@ -102,6 +119,9 @@ impl Settings {
             docker_host: None,
             network: None,
             default_image: None,
+            volume: crate::api::sidecar::VOLUME.into(),
+            run_image: None,
+            run_as_root: false,
             limits: Limits::default(),
             pull_timeout: Duration::from_secs(600),
             grace: Duration::from_secs(60),
@@ -169,6 +189,9 @@ pub enum Error {
     },
     #[error("{0}")]
     Refused(String),
+    /// What was to run the stage is not there any more.
+    #[error("{0}")]
+    Gone(String),
     #[error(transparent)]
     Engine(#[from] engine::Error),
     #[error(transparent)]
@@ -192,6 +215,7 @@ impl Error {
             Self::Engine(_) => reason::ENGINE_UNAVAILABLE,
             Self::JobDir(error) => error.reason(),
             Self::Steps(_) => reason::BAD_CONFIGURATION,
+            Self::Gone(_) => reason::CONTAINER_LOST,
             Self::NoDocker { .. } | Self::Docker { .. } | Self::Refused(_) => reason::AGENT_ERROR,
             Self::Io { source, .. } => jobdir::reason_of_io(source),
         }
@@ -209,6 +233,9 @@ impl Executor {
         match settings.choice {
             Choice::Process => {
                 Ok(Connected { executor: Self::Process(Box::new(Process::new(settings)?)), warning: None })
+            }
+            Choice::Sidecar => {
+                Ok(Connected { executor: Self::Sidecar(Box::new(Sidecar::connect(settings)?)), warning: None })
             }
             Choice::Docker => {
                 Ok(Connected { executor: Self::Docker(Box::new(Docker::connect(settings).await?)), warning: None })
@@ -229,7 +256,27 @@ impl Executor {
     pub fn kind(&self) -> ExecutorKind {
         match self {
             Self::Docker(_) => ExecutorKind::Docker,
+            Self::Sidecar(_) => ExecutorKind::Sidecar,
             Self::Process(_) => ExecutorKind::Process,
+        }
+    }
+
+    /// Resolves when stages can be run: no job is to be claimed before.
+    ///
+    /// # Errors
+    /// When that will never be.
+    pub async fn ready(&self) -> Result<()> {
+        match self {
+            Self::Docker(_) | Self::Process(_) => Ok(()),
+            Self::Sidecar(sidecar) => sidecar.ready().await,
+        }
+    }
+
+    /// Resolves when no stage can be run any more. After [`Self::ready`].
+    pub async fn lost(&self) {
+        match self {
+            Self::Docker(_) | Self::Process(_) => std::future::pending().await,
+            Self::Sidecar(sidecar) => sidecar.lost().await,
         }
     }
 
@@ -238,7 +285,8 @@ impl Executor {
     pub fn placement(&self, spec: &JobSpec) -> Placement {
         match self {
             Self::Docker(docker) => docker.placement(spec),
-            Self::Process(_) => Placement { kind: ExecutorKind::Process, owner: None },
+            Self::Sidecar(sidecar) => sidecar.placement(),
+            Self::Process(_) => Placement::of(ExecutorKind::Process),
         }
     }
 
@@ -249,6 +297,7 @@ impl Executor {
     pub async fn prepare(&self, spec: &JobSpec) -> Result<Prepared> {
         match self {
             Self::Docker(docker) => docker.prepare(spec).await,
+            Self::Sidecar(sidecar) => sidecar.prepare(spec).await,
             Self::Process(process) => process.prepare(spec).await,
         }
     }
@@ -260,6 +309,7 @@ impl Executor {
     pub async fn start(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
         match self {
             Self::Docker(docker) => docker.start(dir, spec, prepared).await,
+            Self::Sidecar(sidecar) => sidecar.start(dir, spec, prepared).await,
             Self::Process(process) => process.start(dir, spec, prepared).await,
         }
     }
@@ -271,6 +321,7 @@ impl Executor {
     pub async fn wait(&self, dir: &JobDir, spec: &JobSpec) -> Result<Exit> {
         match self {
             Self::Docker(docker) => docker.wait(dir, spec).await,
+            Self::Sidecar(sidecar) => sidecar.wait(dir).await,
             Self::Process(process) => process.wait(dir, spec).await,
         }
     }
@@ -282,6 +333,7 @@ impl Executor {
     pub async fn is_alive(&self, dir: &JobDir, spec: &JobSpec) -> Result<bool> {
         match self {
             Self::Docker(docker) => docker.is_alive(spec).await,
+            Self::Sidecar(sidecar) => Ok(sidecar.is_alive()),
             Self::Process(process) => Ok(process.is_alive(dir, spec)),
         }
     }
@@ -293,6 +345,7 @@ impl Executor {
     pub async fn signal(&self, dir: &JobDir, spec: &JobSpec, signal: Signal) -> Result<()> {
         match self {
             Self::Docker(docker) => docker.signal(dir, spec, signal).await,
+            Self::Sidecar(sidecar) => sidecar.signal(dir, signal).await,
             Self::Process(process) => process.signal(dir, spec, signal).await,
         }
     }
@@ -304,6 +357,7 @@ impl Executor {
     pub async fn remove(&self, dir: &JobDir, spec: &JobSpec) -> Result<()> {
         match self {
             Self::Docker(docker) => docker.remove(spec).await,
+            Self::Sidecar(sidecar) => sidecar.remove(dir).await,
             Self::Process(process) => process.remove(dir, spec).await,
         }
     }
@@ -315,6 +369,7 @@ impl Executor {
     pub async fn sweep(&self, keep: &[JobRef]) -> Result<Vec<JobId>> {
         match self {
             Self::Docker(docker) => docker.sweep(keep).await,
+            Self::Sidecar(sidecar) => sidecar.sweep(keep),
             Self::Process(process) => Ok(process.sweep(keep)),
         }
     }

@@ -11,16 +11,13 @@ use std::{
 use rustix::process::{Pid, kill_process_group};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Settings, Signal, runner};
+use super::{Error, Exit, KILL_PATIENCE, LONGEST_TMP, POLL, Prepared, Result, Settings, Signal, runner};
 use crate::{
     agent::{jobdir::JobDir, steps},
     api::{agent::JobRef, job::JobSpec},
     files::write_private,
     ids::JobId,
 };
-
-/// Sockets of providers lie in `TMPDIR`, and the address of a socket has at most 108 bytes.
-const LONGEST_TMP: usize = 80;
 
 #[derive(Debug)]
 pub struct Process {

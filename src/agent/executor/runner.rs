@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::{Error, Result};
 
 /// The program of `src/runner`.
-static RUNNER: &[u8] = include_bytes!(env!("TERRAPOOL_RUNNER"));
+pub(super) static RUNNER: &[u8] = include_bytes!(env!("TERRAPOOL_RUNNER"));
 
 /// Puts the runner below `data`, under a name made of its content: containers of an older agent go on with theirs.
 pub(super) fn install(data: &Path) -> Result<PathBuf> {

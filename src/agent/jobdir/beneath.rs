@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Component, Path},
 };
 
@@ -85,6 +85,23 @@ pub(super) fn give(path: &Path, owner: (u32, u32)) -> io::Result<()> {
     if fs::symlink_metadata(path)?.is_dir() {
         for entry in fs::read_dir(path)? {
             give(&entry?.path(), owner)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets everybody read, write and enter `path` and everything below it. Not what links lead to. Only before the start:
+/// nobody changes the tree then.
+pub(super) fn open_to_all(path: &Path) -> io::Result<()> {
+    let meta = fs::symlink_metadata(path)?;
+    if meta.is_symlink() {
+        return Ok(());
+    }
+    let executable = meta.is_dir() || meta.permissions().mode() & 0o100 != 0;
+    fs::set_permissions(path, fs::Permissions::from_mode(if executable { 0o777 } else { 0o666 }))?;
+    if meta.is_dir() {
+        for entry in fs::read_dir(path)? {
+            open_to_all(&entry?.path())?;
         }
     }
     Ok(())

@@ -116,6 +116,11 @@ impl JobDir {
         if let Some(owner) = self.placement.owner {
             beneath::give(&self.root, owner).map_err(doing())?;
         }
+        if self.placement.open {
+            // Made by the runner, the agent could not append to it.
+            beneath::append(&self.root, Path::new("log")).map_err(doing())?;
+            beneath::open_to_all(&self.root).map_err(doing())?;
+        }
         write_private(&self.beside("ready"), b"").map_err(doing())
     }
 

@@ -7,7 +7,7 @@
 //! <data>/jobs/<job>.json       the job and its placement; 0600; never in reach of the stage
 //! <data>/jobs/<job>.plan.tgz   the plan artifact, made after the end
 //! <data>/jobs/<job>.pid        Process executor: who runs it
-//! <data>/jobs/<job>/           0700, owned by the stage's user: steps, config/, log, artifacts/, home/, tmp/, cancel, result
+//! <data>/jobs/<job>/           (Sidecar executor: in the common volume) 0700, owned by the stage's user: steps, config/, log, artifacts/, home/, tmp/, cancel, result
 //! <data>/work/<run>/           Process executor: what config/ leads to, so that plan and apply see the same path
 //! <data>/work/<run>.job        Process executor: the job that it belongs to now
 //! ```
@@ -47,11 +47,25 @@ const STATE_LIMIT: u64 = 512 << 20;
 const FULL: u64 = 1 << 20;
 
 /// Where a job's files lie and whose they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
     pub kind: ExecutorKind,
-    /// User and group that the stage runs as; absent: the agent's own.
+    /// User and group that the stage runs as and to whom the files are given; absent: the agent's own.
     pub owner: Option<(u32, u32)>,
+    /// The directory itself, when it does not lie below the agent's data. It has one job at a time.
+    #[serde(default)]
+    pub root: Option<PathBuf>,
+    /// The stage's user is another one, to whom nothing can be given: everybody who sees the directory may write it.
+    #[serde(default)]
+    pub open: bool,
+}
+
+impl Placement {
+    /// Below the agent's data, and the agent's own.
+    #[must_use]
+    pub fn of(kind: ExecutorKind) -> Self {
+        Self { kind, owner: None, root: None, open: false }
+    }
 }
 
 /// A configuration or plan bundle: tar.gz.
@@ -65,6 +79,8 @@ pub enum Archive {
 #[derive(Debug, Clone)]
 pub struct JobDir {
     data: PathBuf,
+    /// What the names of the files beside the directory begin with.
+    base: PathBuf,
     root: PathBuf,
     spec: std::sync::Arc<JobSpec>,
     placement: Placement,
@@ -132,9 +148,11 @@ struct Stored {
 
 impl JobDir {
     fn at(data: &Path, spec: &JobSpec, placement: Placement) -> Result<Self> {
+        let base = data.join("jobs").join(spec.job_id.as_str());
         Ok(Self {
             data: data.to_owned(),
-            root: data.join("jobs").join(spec.job_id.as_str()),
+            root: placement.root.clone().unwrap_or_else(|| base.clone()),
+            base,
             working_directory: steps::working_directory(&spec.workspace.working_directory)?,
             spec: std::sync::Arc::new(spec.clone()),
             placement,
@@ -170,7 +188,7 @@ impl JobDir {
         } else {
             private.create(self.root.join("config")).map_err(doing())?;
         }
-        let stored = Stored { placement: self.placement, spec: (*self.spec).clone() };
+        let stored = Stored { placement: self.placement.clone(), spec: (*self.spec).clone() };
         let text = serde_json::to_vec(&stored).map_err(|error| doing()(error.into()))?;
         write_private(&self.beside("json"), &text).map_err(doing())
     }
@@ -220,13 +238,13 @@ impl JobDir {
     }
 
     #[must_use]
-    pub fn placement(&self) -> Placement {
-        self.placement
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     /// A file beside the directory, out of the stage's reach.
     pub(super) fn beside(&self, extension: &str) -> PathBuf {
-        self.root.with_added_extension(extension)
+        self.base.with_added_extension(extension)
     }
 
     fn work(&self) -> PathBuf {
@@ -393,7 +411,11 @@ impl JobDir {
     /// There is no room on the disk any more.
     #[must_use]
     pub fn disk_full(&self) -> bool {
-        rustix::fs::statvfs(&self.data).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < FULL)
+        let full = |path| {
+            rustix::fs::statvfs(path)
+                .is_ok_and(|disk: rustix::fs::StatVfs| disk.f_bavail.saturating_mul(disk.f_frsize) < FULL)
+        };
+        full(&self.data) || full(&self.root)
     }
 
     /// Tells the runner to end the stage: `interrupt` or `kill`.
@@ -429,6 +451,10 @@ impl JobDir {
         if self.placement.kind == ExecutorKind::Process {
             work::give_up(&self.data, &self.spec.run.id, &self.spec.job_id).map_err(doing())?;
         }
-        beneath::remove_any(&self.root).map_err(doing())
+        match beneath::remove_any(&self.root) {
+            // Made by the stage's user, which is neither this one nor inferior to it. The volume goes with its Pod.
+            Err(error) if self.placement.open && error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            removed => removed.map_err(doing()),
+        }
     }
 }

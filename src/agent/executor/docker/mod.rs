@@ -115,7 +115,7 @@ impl Docker {
     }
 
     pub(super) fn placement(&self, spec: &JobSpec) -> Placement {
-        Placement { kind: ExecutorKind::Docker, owner: self.user(spec).1 }
+        Placement { owner: self.user(spec).1, ..Placement::of(ExecutorKind::Docker) }
     }
 
     pub(super) async fn prepare(&self, spec: &JobSpec) -> Result<Prepared> {
