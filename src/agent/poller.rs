@@ -116,7 +116,10 @@ async fn take_jobs(agent: &Arc<Agent>) {
 }
 
 async fn claim(agent: &Agent, id: &str, stages: Vec<Stage>, wait_ms: u64) -> Result<Option<JobSpec>, Error> {
-    agent.client.claim(&ClaimRequest { claim_id: id.to_owned(), stages, wait_ms, images: None }).await
+    agent
+        .client
+        .claim(&ClaimRequest { claim_id: id.to_owned(), stages, wait_ms, images: agent.executor.images() })
+        .await
 }
 
 /// The claim was cut by the drain: had it got a job? No stages are accepted, so it gets no new one.

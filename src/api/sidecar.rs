@@ -96,7 +96,8 @@ pub struct AgentArguments {
     pub url: String,
     /// Unique in the pool: the Pod's name.
     pub name: String,
-    /// Image of the run container, exactly as jobs name it: only its jobs are taken. Absent: every job's.
+    /// Image of the run container, exactly as jobs name it: only its jobs are taken. Absent: the run container has an
+    /// image of the operator's choice, and jobs that name none are taken.
     pub run_image: Option<String>,
     /// The run container's user is root.
     pub root: bool,

@@ -55,7 +55,8 @@ pub(super) struct Args {
     /// Sidecar: the volume that `place-runner` prepared.
     #[arg(long, env = "TERRAPOOL_AGENT_SIDECAR_DIR", default_value = sidecar::VOLUME, value_name = "DIR")]
     sidecar_dir: PathBuf,
-    /// Sidecar: image of the run container, as jobs name it; jobs of other images are left to others.
+    /// Sidecar: image of the run container, as jobs name it; jobs of other images are left to others. Default: jobs
+    /// that name no image are taken.
     #[arg(long, env = "TERRAPOOL_AGENT_RUN_IMAGE", value_name = "IMAGE")]
     run_image: Option<String>,
     /// Take one job, deliver everything, deregister and exit. The sidecar executor does so in any case.

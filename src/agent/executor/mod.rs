@@ -94,7 +94,7 @@ pub struct Settings {
     pub default_image: Option<String>,
     /// Sidecar: the volume that agent and run container share; absolute.
     pub volume: PathBuf,
-    /// Sidecar: the image that the run container was made from; absent: jobs of every image are run.
+    /// Sidecar: the image that the run container was made from; absent: one for jobs that name none.
     pub run_image: Option<String>,
     /// Sidecar: the run container's user must be root.
     pub run_as_root: bool,
@@ -269,6 +269,15 @@ impl Executor {
         match self {
             Self::Docker(_) | Self::Process(_) => Ok(()),
             Self::Sidecar(sidecar) => sidecar.ready().await,
+        }
+    }
+
+    /// The images whose jobs can be run, for [`crate::api::agent::ClaimRequest::images`].
+    #[must_use]
+    pub fn images(&self) -> Option<Vec<Option<String>>> {
+        match self {
+            Self::Docker(_) | Self::Process(_) => None,
+            Self::Sidecar(sidecar) => Some(vec![sidecar.image()]),
         }
     }
 

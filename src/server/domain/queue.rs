@@ -45,6 +45,9 @@ fn wait(wait_ms: u64) -> Duration {
 /// # Errors
 /// Those of the database.
 pub async fn claim(app: &AppState, agent: &AgentId, pool: &PoolId, request: &ClaimRequest) -> Result<Option<JobSpec>> {
+    if request.stages.is_empty() {
+        return last_claim(app, agent, request).await;
+    }
     let look = || async {
         let mut connection = app.store.read().await?;
         let again = store::jobs::by_claim(&mut connection, agent, &request.claim_id).await?.is_some();
@@ -58,6 +61,18 @@ pub async fn claim(app: &AppState, agent: &AgentId, pool: &PoolId, request: &Cla
     }
 }
 
+/// The agent leaves and wants to know whether its last claim got a job. Afterwards that claim gets none any more,
+/// even if a call that the agent has given up is still waiting here.
+async fn last_claim(app: &AppState, agent: &AgentId, request: &ClaimRequest) -> Result<Option<JobSpec>> {
+    let mut unit = Unit::begin(app).await?;
+    if let Some(job) = store::jobs::by_claim(&mut unit, agent, &request.claim_id).await? {
+        return job_spec::build(&mut unit, &job).await.map(Some);
+    }
+    store::agents::drain(&mut unit, agent).await?;
+    unit.commit().await?;
+    Ok(None)
+}
+
 async fn try_claim(app: &AppState, agent: &AgentId, pool: &PoolId, request: &ClaimRequest) -> Result<Option<JobSpec>> {
     loop {
         let mut unit = Unit::begin(app).await?;
@@ -65,7 +80,7 @@ async fn try_claim(app: &AppState, agent: &AgentId, pool: &PoolId, request: &Cla
             return job_spec::build(&mut unit, &job).await.map(Some);
         }
         let known = store::agents::get(&mut unit, agent).await?.ok_or_else(|| Error::not_found("Agent", agent))?;
-        if known.cordoned {
+        if known.cordoned || known.draining {
             return Ok(None);
         }
         let now = unit.now;

@@ -115,6 +115,12 @@ pub async fn seen(
     Ok(())
 }
 
+/// The agent takes no new jobs from now on.
+pub async fn drain(connection: &mut AnyConnection, id: &AgentId) -> Result<()> {
+    sqlx::query("UPDATE agents SET draining = 1 WHERE id = $1").bind(id.as_str()).execute(connection).await?;
+    Ok(())
+}
+
 /// Removes an agent and its tokens. Its claimed jobs must be gone before.
 pub async fn delete(connection: &mut AnyConnection, id: &AgentId) -> Result<()> {
     sqlx::query("UPDATE jobs SET agent_id = NULL WHERE agent_id = $1 AND state <> 'claimed'")

@@ -167,6 +167,11 @@ impl Sidecar {
         }
     }
 
+    /// The run container's image, when jobs name it.
+    pub(super) fn image(&self) -> Option<String> {
+        self.settings.run_image.clone()
+    }
+
     fn job_dir(&self) -> PathBuf {
         self.volume.join(volume::JOB)
     }
@@ -198,12 +203,13 @@ impl Sidecar {
                  once more"
             )));
         }
-        let image = match (&spec.image, &self.settings.run_image) {
-            (Some(wanted), Some(here)) if wanted != here => {
+        let image = match (&spec.image, self.image()) {
+            (Some(wanted), here) if Some(wanted) != here.as_ref() => {
+                let here = here.as_deref().unwrap_or("another image");
                 let detail = format!("this Pod's run container was made from {here}");
                 return Err(Error::Image { image: wanted.clone(), detail });
             }
-            (wanted, here) => wanted.clone().or_else(|| here.clone()),
+            (_, here) => here,
         };
         let engine = match self.engines.find(&spec.engine).await {
             Some(found) if engine::is_static(&found) => Some(self.place_engine(&found).await?),
