@@ -3,7 +3,7 @@
 # What the tests need beside this tree, for tests/run: checked, and on Debian as root installed. Sourced, not run.
 #
 # prepare QUICK   makes everything ready; counts what stays missing in $missing and names each with the mend
-# stop_docker     stops the Docker engine if prepare started it
+# stop_all        stops what was started for this test run
 
 TOFU_VERSION=1.12.6
 TERRAFORM_VERSION=1.11.4
@@ -11,6 +11,11 @@ TERRAFORM_VERSION=1.11.4
 . tests/cluster/versions.sh
 # shellcheck source=tests/cluster/prepare.sh
 . tests/cluster/prepare.sh
+# shellcheck source=tests/cluster/for-tests.sh
+. tests/cluster/for-tests.sh
+
+# A pipe that nothing is written to.
+exec {never}<> <(:)
 
 missing=0
 dockerd_pid=
@@ -26,7 +31,8 @@ part() {
     local name=$1 start=$SECONDS status ticker
     shift
     : >"$logs/$name.log"
-    while sleep 20 >&- 2>&-; do
+    # Waits without a child of its own: that would outlive it, with our locks.
+    while ! read -r -t 20 -u "$never"; do
         printf '  %-12s %6s  %s\n' "$name" "$(took "$start")" "$(tail -n 1 "$logs/$name.log" | cut -c 1-90)"
     done &
     ticker=$!
@@ -175,15 +181,20 @@ stop_docker() {
     dockerd_pid=
 }
 
+stop_all() {
+    stop_clusters
+    stop_docker
+}
+
 prepare() {
     mkdir -p "$cache"
+    trap stop_all EXIT
     need_rust
     need_compiler
     need git git "used by the tests"
     if [ -z "$1" ]; then
         exec {docker_lock}>"$cache/docker.lock"
         flock --shared "$docker_lock"
-        trap stop_docker EXIT
         need_busybox
         need_docker
         need_engines

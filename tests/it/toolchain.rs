@@ -6,6 +6,7 @@ use tempfile::tempdir;
 
 use crate::support::{
     cli::{Access, Cli, Engine, TERRAFORM_VERSION, TOFU_VERSION},
+    cluster::KUBERNETES_VERSION,
     docker::{Image, containers, docker},
 };
 
@@ -28,11 +29,13 @@ async fn tofu_is_there() {
 
 /// The scripts that build the engines and the tests that look for them agree.
 #[test]
-fn the_engines_versions_are_those_that_are_built() {
+fn versions_are_those_that_are_built() {
     let script = include_str!("../prepare.sh");
     for (name, version) in [("TOFU", TOFU_VERSION), ("TERRAFORM", TERRAFORM_VERSION)] {
         assert!(script.contains(&format!("{name}_VERSION={version}\n")), "{name} {version}");
     }
+    assert!(include_str!("../cluster/versions.sh").contains(&format!("KUBERNETES_VERSION={KUBERNETES_VERSION}\n")));
+    assert!(include_str!("../cluster/go.mod").contains(&format!("k8s.io/kubernetes v{KUBERNETES_VERSION}\n")));
     assert!(include_str!("../tofu/go.mod").contains(&format!("opentofu/opentofu v{TOFU_VERSION}\n")));
     assert!(include_str!("../terraform/go.mod").contains(&format!("hashicorp/terraform v{TERRAFORM_VERSION}\n")));
 }

@@ -41,13 +41,17 @@ impl Engine {
     /// The program: from the `PATH`, else as `tests/run` built it. What is missing is named.
     pub fn program(self) -> PathBuf {
         let on_path = env::var_os("PATH").unwrap_or_default();
-        let cache = env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from);
         let version = if self == Self::Tofu { TOFU_VERSION } else { TERRAFORM_VERSION };
-        let built = cache.join("terrapool-test").join(self.name()).join(version);
+        let built = cache().join(self.name()).join(version);
         let found =
             env::split_paths(&on_path).chain([built]).map(|dir| dir.join(self.name())).find(|path| path.is_file());
         found.unwrap_or_else(|| panic!("{} is missing: put it on the PATH, or let tests/run build it", self.name()))
     }
+}
+
+/// Where `tests/run` keeps what it built for tests.
+pub fn cache() -> PathBuf {
+    env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from).join("terrapool-test")
 }
 
 fn home() -> PathBuf {

@@ -5,6 +5,7 @@ pub mod agent;
 pub mod agents;
 pub mod app;
 pub mod cli;
+pub mod cluster;
 pub mod desk;
 pub mod docker;
 pub mod gate;
