@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{blobs::Blobs, metrics::Metrics, sign::Signer, store::Store, vault::Vault, wake::Wakes};
+use super::{
+    blobs::Blobs, changes::Changes, held::HeldClaims, metrics::Metrics, sign::Signer, store::Store, vault::Vault,
+    wake::Wakes,
+};
 use crate::clock::Clock;
 
 /// Shared by all requests; cheap to clone.
@@ -12,6 +15,10 @@ pub struct AppState {
     pub store: Store,
     pub blobs: Blobs,
     pub wakes: Wakes,
+    /// Which pools changed lately.
+    pub changes: Changes,
+    /// Claims under way.
+    pub held: HeldClaims,
     pub vault: Vault,
     pub signer: Signer,
     pub clock: Clock,

@@ -33,6 +33,7 @@ pub struct PoolAuth {
 pub struct AgentAuth {
     pub id: AgentId,
     pub pool_id: PoolId,
+    pub token_id: TokenId,
 }
 
 fn bearer(parts: &Parts) -> Result<SecretString> {
@@ -77,7 +78,7 @@ impl FromRequestParts<App> for AgentAuth {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
         match principal(parts, app).await? {
-            Principal::Agent { id, pool_id } => Ok(Self { id, pool_id }),
+            Principal::Agent { id, pool_id, token_id } => Ok(Self { id, pool_id, token_id }),
             _ => Err(Error::Unauthorized("This call needs an agent's token: register first.")),
         }
     }

@@ -9,6 +9,7 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
+use tokio_util::sync::CancellationToken;
 use tower_http::timeout::TimeoutLayer;
 
 use super::{api, app::App, error::Error, metrics, ui};
@@ -35,9 +36,18 @@ async fn unknown_path(request: Request) -> Error {
     Error::NoSuch(format!("There is nothing at {}.", request.uri().path()))
 }
 
-/// A defect in one handler answers 500 and leaves the others alone.
-async fn contain_panics(request: Request, next: Next) -> Response {
+/// Part of every request: cancelled when nobody waits for its answer any more. What it writes is not cut short by
+/// that, but a call that is held should end, and take nothing for a caller that has gone.
+#[derive(Debug, Clone)]
+pub struct CallerGone(pub CancellationToken);
+
+/// A defect in one handler answers 500 and leaves the others alone. A handler goes on when its caller hangs up, so
+/// that no commit is cut off from what has to follow it.
+async fn contain_panics(mut request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
+    let gone = CancellationToken::new();
+    request.extensions_mut().insert(CallerGone(gone.clone()));
+    let _gone = gone.drop_guard();
     match tokio::spawn(next.run(request)).await {
         Ok(response) => response,
         Err(error) => {

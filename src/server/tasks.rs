@@ -13,6 +13,8 @@ use crate::{shutdown::Shutdown, telemetry::Chain};
 
 /// Leases are looked at this often: with a lease of 30 s, a lost agent's run ends within 31 s.
 const LEASES: Duration = Duration::from_secs(1);
+/// Agents that fell silent are looked for this often.
+const SILENCE: Duration = Duration::from_secs(1);
 const ARCHIVE: Duration = Duration::from_secs(5);
 /// A net under the wake-ups: whatever a waiting run waits for is looked at again.
 const ADVANCE: Duration = Duration::from_secs(10);
@@ -21,6 +23,7 @@ const FORGET: Duration = Duration::from_secs(60);
 /// Starts all tasks; they end with `app.closing`.
 pub fn spawn(app: &App, shutdown: &Shutdown) {
     every(app, shutdown, "expire leases", LEASES, async |app: App| queue::expire(&app).await);
+    every(app, shutdown, "note silent agents", SILENCE, async |app: App| agents::note_silent(&app).await);
     every(app, shutdown, "archive logs", ARCHIVE, async |app: App| logs::archive(&app).await);
     every(app, shutdown, "advance waiting runs", ADVANCE, async |app: App| advance_all(&app).await);
     every(app, shutdown, "forget agents", FORGET, async |app: App| agents::forget_gone(&app).await);

@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::sync::Notify;
 
-use crate::ids::{AgentId, PoolId};
+use crate::ids::{AccountId, AgentId, PoolId};
 
 /// What somebody waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -18,6 +18,8 @@ pub enum Topic {
     Queue(PoolId),
     /// An order for the agent: cancel, fenced, drain.
     Agent(AgentId),
+    /// A pool of the account changed.
+    Pools(AccountId),
     /// The log of a stage grew or ended; by the stage's id.
     Log(String),
 }
@@ -56,13 +58,30 @@ impl Wakes {
     ///
     /// # Errors
     /// Those of `look`.
-    pub async fn wait_for<T, E, F, R>(&self, topic: Topic, limit: Duration, mut look: F) -> Result<Option<T>, E>
+    pub async fn wait_for<T, E, F, R>(&self, topic: Topic, limit: Duration, look: F) -> Result<Option<T>, E>
+    where
+        F: FnMut() -> R,
+        R: Future<Output = Result<Option<T>, E>>,
+    {
+        self.wait_until(topic, tokio::time::sleep(limit), look).await
+    }
+
+    /// The same until `end`, which never cuts a look short.
+    ///
+    /// # Errors
+    /// Those of `look`.
+    pub async fn wait_until<T, E, F, R>(
+        &self,
+        topic: Topic,
+        end: impl Future<Output = ()>,
+        mut look: F,
+    ) -> Result<Option<T>, E>
     where
         F: FnMut() -> R,
         R: Future<Output = Result<Option<T>, E>>,
     {
         let notify = self.subscribe(topic);
-        let deadline = Instant::now() + limit;
+        tokio::pin!(end);
         loop {
             let notified = notify.notified();
             tokio::pin!(notified);
@@ -71,8 +90,9 @@ impl Wakes {
             if let Some(found) = look().await? {
                 return Ok(Some(found));
             }
-            if tokio::time::timeout_at(deadline, notified).await.is_err() {
-                return Ok(None);
+            tokio::select! {
+                () = notified => {}
+                () = &mut end => return Ok(None),
             }
         }
     }

@@ -32,6 +32,7 @@ pub enum Principal {
     Agent {
         id: AgentId,
         pool_id: PoolId,
+        token_id: TokenId,
     },
 }
 
@@ -63,12 +64,14 @@ pub fn is_valid(token: &Token, now: i64) -> bool {
     token.expires_at.is_none_or(|expires_at| now < expires_at)
 }
 
+/// What holders of tokens that are none are told.
+pub const UNKNOWN: Error = Error::Unauthorized("The token is not known here, was revoked, or has expired.");
+
 /// The caller who holds `secret`.
 ///
 /// # Errors
 /// [`Error::Unauthorized`] when the secret is unknown or expired.
 pub async fn authenticate(app: &AppState, secret: &SecretString) -> Result<Principal> {
-    const UNKNOWN: Error = Error::Unauthorized("The token is not known here, was revoked, or has expired.");
     let now = app.clock.now_ms();
     let mut connection = app.store.read().await?;
     let token = store::tokens::by_hash(&mut connection, &hash(secret)).await?.ok_or(UNKNOWN)?;
@@ -94,7 +97,7 @@ async fn principal(connection: &mut AnyConnection, token: &Token) -> Result<Opti
             Some(Principal::Pool { token_id: token.id.clone(), pool_id: pool_id.clone() })
         }
         (TokenKind::Agent, _, Some(pool_id), Some(id)) => {
-            Some(Principal::Agent { id: id.clone(), pool_id: pool_id.clone() })
+            Some(Principal::Agent { id: id.clone(), pool_id: pool_id.clone(), token_id: token.id.clone() })
         }
         _ => None,
     })

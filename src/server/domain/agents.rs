@@ -1,6 +1,6 @@
 //! Agents: registering, being heard of, leaving.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use super::{
     access,
@@ -14,6 +14,7 @@ use crate::{
         app::AppState,
         error::{Error, Result},
         store,
+        wake::Topic,
     },
 };
 use secrecy::ExposeSecret;
@@ -68,6 +69,7 @@ pub async fn register(
         });
     }
     let now = unit.now;
+    let is_new = known.as_ref().is_none_or(|known| known.instance != request.instance);
     let agent = Agent {
         id: known.as_ref().map_or_else(AgentId::random, |agent| agent.id.clone()),
         pool_id: pool_id.clone(),
@@ -88,6 +90,10 @@ pub async fn register(
         last_seen_at: now,
     };
     store::agents::upsert(&mut unit, &agent).await?;
+    if is_new {
+        store::pools::count_registration(&mut unit, pool_id).await?;
+    }
+    unit.changed(pool_id);
     store::tokens::delete_of_agent(&mut unit, &agent.id).await?;
     let secret = access::new_secret(TokenKind::Agent);
     let token = Token {
@@ -147,6 +153,9 @@ pub async fn deregister(app: &AppState, id: &AgentId) -> Result<()> {
         super::queue::expire(app).await?;
         unit = Unit::begin(app).await?;
     }
+    if let Some(agent) = store::agents::get(&mut unit, id).await? {
+        unit.changed(&agent.pool_id);
+    }
     store::agents::delete(&mut unit, id).await?;
     unit.commit().await?;
     tracing::info!(agent = %id, "agent left");
@@ -180,7 +189,49 @@ pub async fn remove(unit: &mut Unit<'_>, agent: &Agent) -> Result<()> {
         }
         _ => return Err(Error::Conflict("The agent is busy and can't be deleted.".to_owned())),
     }
+    unit.changed(&agent.pool_id);
     Ok(store::agents::delete(unit, &agent.id).await?)
+}
+
+/// Gives the agent no jobs any more, or again; the agent and how many jobs it has, in the same transaction. A cordon
+/// holds until it is taken back or the agent leaves, also over its restarts.
+///
+/// # Errors
+/// [`Error::NotFound`]
+pub async fn set_cordoned(unit: &mut Unit<'_>, id: &AgentId, cordoned: bool) -> Result<(Agent, i64)> {
+    store::agents::set_cordoned(unit, id, cordoned).await?;
+    let agent = store::agents::get(unit, id).await?.ok_or_else(|| Error::not_found(CLASS, id))?;
+    let jobs = store::jobs::of_agent(unit, id).await?.len();
+    unit.wake(Topic::Agent(id.clone()));
+    // A claim that it holds may get something now.
+    unit.wake(Topic::Queue(agent.pool_id.clone()));
+    unit.changed(&agent.pool_id);
+    Ok((agent, i64::try_from(jobs).unwrap_or(i64::MAX)))
+}
+
+/// Tells those who watch pools of agents that have fallen silent; says how many pools.
+///
+/// # Errors
+/// Those of the database.
+pub async fn note_silent(app: &AppState) -> Result<usize> {
+    let limit = app.clock.now_ms() - i64::try_from(app.policy.offline_after.as_millis()).unwrap_or(i64::MAX);
+    let looked = &app.changes.silent_until;
+    let before = looked.load(Ordering::Relaxed);
+    if before == 0 {
+        // Whoever watches begins with everything after a start of the server.
+        looked.store(limit, Ordering::Relaxed);
+        return Ok(0);
+    }
+    let mut connection = app.store.read().await?;
+    let pools = store::agents::pools_last_seen(&mut connection, before, limit).await?;
+    drop(connection);
+    if !pools.is_empty() {
+        let mut unit = Unit::begin(app).await?;
+        pools.iter().for_each(|pool| unit.changed(pool));
+        unit.commit().await?;
+    }
+    looked.fetch_max(limit, Ordering::Relaxed);
+    Ok(pools.len())
 }
 
 /// Forgets agents that have not been heard of for longer than Scalr keeps them; says how many.
@@ -192,8 +243,9 @@ pub async fn forget_gone(app: &AppState) -> Result<usize> {
     let mut connection = app.store.read().await?;
     let gone = store::agents::unseen_since(&mut connection, app.clock.now_ms() - KEEP_MS).await?;
     drop(connection);
-    for id in &gone {
+    for (id, pool) in &gone {
         let mut unit = Unit::begin(app).await?;
+        unit.changed(pool);
         store::agents::delete(&mut unit, id).await?;
         unit.commit().await?;
     }

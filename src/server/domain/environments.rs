@@ -2,7 +2,7 @@
 
 use sqlx::AnyConnection;
 
-use super::{model::Environment, pools};
+use super::{model::Environment, pools, unit::Unit};
 use crate::{
     ids::{AccountId, EnvironmentId},
     server::{
@@ -109,8 +109,8 @@ pub async fn update(
 ///
 /// # Errors
 /// 409 while it has workspaces.
-pub async fn delete(connection: &mut AnyConnection, mut environment: Environment) -> Result<()> {
-    let workspaces = store::environments::count_workspaces(connection, &environment.id).await?;
+pub async fn delete(unit: &mut Unit<'_>, mut environment: Environment) -> Result<()> {
+    let workspaces = store::environments::count_workspaces(unit, &environment.id).await?;
     if workspaces > 0 {
         return Err(Error::Conflict(format!(
             "The environment `{}` cannot be deleted: it has {workspaces} workspaces. Delete or move them first.",
@@ -119,13 +119,13 @@ pub async fn delete(connection: &mut AnyConnection, mut environment: Environment
     }
     // its default may be one of the pools that go with it
     environment.default_pool_id = None;
-    store::environments::update(connection, &environment).await?;
-    for pool in store::pools::of_account(connection, &environment.account_id).await? {
+    store::environments::update(unit, &environment).await?;
+    for pool in store::pools::of_account(unit, &environment.account_id).await? {
         if pool.environment_id.as_ref() == Some(&environment.id) {
-            pools::delete(connection, &pool).await?;
+            pools::delete(unit, &pool).await?;
         }
     }
-    Ok(store::environments::delete(connection, &environment.id).await?)
+    Ok(store::environments::delete(unit, &environment.id).await?)
 }
 
 fn name_taken(name: &str) -> Error {

@@ -2,7 +2,7 @@
 
 use sqlx::AnyConnection;
 
-use super::{model::Job, pools, unit::Unit, variables};
+use super::{model::Job, pools, run_settings, unit::Unit, variables};
 use crate::{
     api::job::{Engine, JobSpec, Limits, RunSpec, Stage, WorkspaceSpec},
     server::{
@@ -33,6 +33,7 @@ async fn gather(app: &AppState, connection: &mut AnyConnection, job: &Job) -> Re
         Stage::Plan => settings.plan_timeout_seconds.unwrap_or(app.policy.plan_timeout.as_secs()),
         Stage::Apply => settings.apply_timeout_seconds.unwrap_or(app.policy.apply_timeout.as_secs()),
     };
+    let image = run_settings::image(&settings, workspace.run_image.as_deref()).map(str::to_owned);
     let variables = variables::for_job(app, connection, &workspace).await?;
     let options = run.options;
     Ok(JobSpec {
@@ -60,7 +61,7 @@ async fn gather(app: &AppState, connection: &mut AnyConnection, job: &Job) -> Re
             working_directory: workspace.working_directory,
         },
         engine: Engine { kind: run.engine, version: Some(run.engine_version).filter(|version| !version.is_empty()) },
-        image: settings.image,
+        image,
         run_as_root: settings.run_as_root,
         variables,
         env: settings.env,

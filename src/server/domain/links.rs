@@ -5,7 +5,7 @@ use sqlx::AnyConnection;
 
 use super::{model::Pool, pools, runs, unit::Unit};
 use crate::{
-    ids::{AccountId, WorkspaceId},
+    ids::{AccountId, PoolId, WorkspaceId},
     server::{
         error::{Error, Result},
         store::{self, links::Linkable},
@@ -36,12 +36,16 @@ pub async fn set(unit: &mut Unit<'_>, account: &AccountId, workspace: &Workspace
     if workspace.pool_id != pool {
         let now = unit.now;
         store::links::set(unit, &workspace.id, pool.as_ref(), now).await?;
+        for changed in [&workspace.pool_id, &pool].into_iter().flatten() {
+            unit.changed(changed);
+        }
         reroute(unit, Some(&workspace.id)).await?;
     }
     Ok(())
 }
 
-/// Makes `workspaces` the ones that are linked to `pool`, and no others; returns those that changed.
+/// Makes `workspaces` the ones that are linked to `pool`, and no others; returns those that changed, with the pools
+/// that they had.
 ///
 /// # Errors
 /// 404 for an unknown workspace, 422 for one that the pool may not serve.
@@ -50,13 +54,13 @@ pub(super) async fn replace(
     pool: &Pool,
     workspaces: &[String],
     now: i64,
-) -> Result<Vec<WorkspaceId>> {
+) -> Result<Vec<(WorkspaceId, Option<PoolId>)>> {
     const NAME: &str = "workspaces";
     let mut changed = Vec::new();
     for linked in store::pools::linked(connection, &pool.id).await? {
         if !workspaces.iter().any(|id| id == linked.id.as_str()) {
             store::links::set(connection, &linked.id, None, now).await?;
-            changed.push(linked.id);
+            changed.push((linked.id, Some(pool.id.clone())));
         }
     }
     for id in workspaces {
@@ -65,7 +69,7 @@ pub(super) async fn replace(
         check(pool, &workspace, NAME)?;
         if workspace.pool_id.as_ref() != Some(&pool.id) {
             store::links::set(connection, &workspace.id, Some(&pool.id), now).await?;
-            changed.push(workspace.id);
+            changed.push((workspace.id, workspace.pool_id));
         }
     }
     Ok(changed)
@@ -78,13 +82,15 @@ pub(super) async fn replace(
 /// # Errors
 /// When the database fails.
 pub async fn reroute(unit: &mut Unit<'_>, only: Option<&WorkspaceId>) -> Result<()> {
-    for (job, run, workspace) in store::links::queued_jobs(unit).await? {
-        if only.is_some_and(|only| *only != workspace) {
+    for job in store::links::queued_jobs(unit).await? {
+        if only.is_some_and(|only| *only != job.workspace) {
             continue;
         }
-        let Some(workspace) = store::workspaces::get(unit, &workspace).await? else { continue };
+        let Some(workspace) = store::workspaces::get(unit, &job.workspace).await? else { continue };
         let Some(pool) = pools::for_workspace(unit, &workspace).await? else { continue };
-        if store::links::move_job(unit, &job, &run, &pool.id).await? {
+        if store::links::move_job(unit, &job.id, &job.run, &pool.id).await? {
+            unit.changed(&job.pool);
+            unit.changed(&pool.id);
             unit.wake(Topic::Queue(pool.id));
         }
     }

@@ -5,6 +5,7 @@ pub mod access;
 pub mod agents;
 pub mod artifacts;
 pub mod configurations;
+pub mod demand;
 pub mod environments;
 mod job_spec;
 pub mod links;

@@ -158,6 +158,8 @@ pub struct Workspace {
     /// Exact version, or empty for any.
     pub engine_version: String,
     pub working_directory: String,
+    /// Image of the run container instead of the pool's; the pool decides whether that is allowed.
+    pub run_image: Option<String>,
     pub lock: Lock,
     /// The run that holds the workspace now, else the last one that did.
     pub current_run_id: Option<RunId>,

@@ -3,26 +3,32 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use sqlx::AnyConnection;
+
 use super::{
-    job_spec, logs,
+    access, agents, demand, job_spec, logs,
     model::{Agent, Cancel, Job},
-    runs,
+    run_settings, runs,
     unit::Unit,
 };
 use crate::{
     api::{
         agent::{
-            ClaimRequest, Directive, FinishRequest, HeartbeatRequest, HeartbeatResponse, JobRef, MAX_WAIT_MS, Order,
-            Outcome, artifact, code, reason,
+            AgentStatus, ClaimRequest, Directive, FinishRequest, HeartbeatRequest, HeartbeatResponse, JobRef,
+            MAX_WAIT_MS, Order, Outcome, artifact, code, reason,
         },
         job::{JobSpec, Stage},
     },
-    ids::{AgentId, JobId, PoolId},
+    ids::{AgentId, JobId, PoolId, TokenId},
     server::{
         app::AppState,
         domain::model::StageStatus,
         error::{Error, Result},
-        store::{self, jobs::Ended},
+        held::HeldClaim,
+        store::{
+            self,
+            jobs::{Ended, Wish},
+        },
         wake::Topic,
     },
 };
@@ -39,56 +45,111 @@ fn wait(wait_ms: u64) -> Duration {
     Duration::from_millis(wait_ms.min(MAX_WAIT_MS))
 }
 
-/// The next job of the agent's pool, waiting for one; `None` when none came. The same claim id gets the
-/// same job again.
+/// The agent that calls.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller<'a> {
+    pub agent: &'a AgentId,
+    pub pool: &'a PoolId,
+    /// What it showed: a call that is held must not outlive it.
+    pub token: &'a TokenId,
+}
+
+impl Caller<'_> {
+    async fn check(&self, connection: &mut AnyConnection) -> Result<()> {
+        if store::tokens::exists(connection, self.token).await? { Ok(()) } else { Err(access::UNKNOWN) }
+    }
+}
+
+/// The next job of the agent's pool, waiting for one until `gone`; `None` when none came. The same claim id gets
+/// the same job again.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn claim(app: &AppState, agent: &AgentId, pool: &PoolId, request: &ClaimRequest) -> Result<Option<JobSpec>> {
+pub async fn claim(
+    app: &AppState,
+    caller: &Caller<'_>,
+    request: &ClaimRequest,
+    gone: impl Future<Output = ()>,
+) -> Result<Option<JobSpec>> {
+    let held = app.held.begin(caller.agent, &request.claim_id);
     if request.stages.is_empty() {
-        return last_claim(app, agent, request).await;
+        return last_claim(app, caller, request).await;
     }
     let look = || async {
         let mut connection = app.store.read().await?;
-        let again = store::jobs::by_claim(&mut connection, agent, &request.claim_id).await?.is_some();
-        let queued = again || store::jobs::any_queued(&mut connection, pool).await?;
+        let worth = store::jobs::by_claim(&mut connection, caller.agent, &request.claim_id).await?.is_some()
+            || store::jobs::any_queued(&mut connection, caller.pool).await?;
+        if !worth {
+            caller.check(&mut connection).await?;
+            return Ok(None);
+        }
         drop(connection);
-        if queued { try_claim(app, agent, pool, request).await } else { Ok(None) }
+        try_claim(app, caller, request, &held).await
     };
-    tokio::select! {
-        claimed = app.wakes.wait_for(Topic::Queue(pool.clone()), wait(request.wait_ms), look) => claimed,
-        () = app.closing.cancelled() => Ok(None),
-    }
+    let end = async {
+        tokio::select! {
+            () = tokio::time::sleep(wait(request.wait_ms)) => {}
+            () = app.closing.cancelled() => {}
+            () = gone => {}
+        }
+    };
+    app.wakes.wait_until(Topic::Queue(caller.pool.clone()), end, look).await
 }
 
 /// The agent leaves and wants to know whether its last claim got a job. Afterwards that claim gets none any more,
 /// even if a call that the agent has given up is still waiting here.
-async fn last_claim(app: &AppState, agent: &AgentId, request: &ClaimRequest) -> Result<Option<JobSpec>> {
+async fn last_claim(app: &AppState, caller: &Caller<'_>, request: &ClaimRequest) -> Result<Option<JobSpec>> {
     let mut unit = Unit::begin(app).await?;
-    if let Some(job) = store::jobs::by_claim(&mut unit, agent, &request.claim_id).await? {
+    store::agents::lock(&mut unit, caller.agent).await?;
+    if let Some(job) = store::jobs::by_claim(&mut unit, caller.agent, &request.claim_id).await? {
         return job_spec::build(&mut unit, &job).await.map(Some);
     }
-    store::agents::drain(&mut unit, agent).await?;
+    store::agents::drain(&mut unit, caller.agent).await?;
+    unit.changed(caller.pool);
     unit.commit().await?;
     Ok(None)
 }
 
-async fn try_claim(app: &AppState, agent: &AgentId, pool: &PoolId, request: &ClaimRequest) -> Result<Option<JobSpec>> {
+async fn try_claim(
+    app: &AppState,
+    caller: &Caller<'_>,
+    request: &ClaimRequest,
+    held: &HeldClaim,
+) -> Result<Option<JobSpec>> {
+    let &Caller { agent, pool, .. } = caller;
     loop {
         let mut unit = Unit::begin(app).await?;
+        store::agents::lock(&mut unit, agent).await?;
+        caller.check(&mut unit).await?;
         if let Some(job) = store::jobs::by_claim(&mut unit, agent, &request.claim_id).await? {
             return job_spec::build(&mut unit, &job).await.map(Some);
         }
         let known = store::agents::get(&mut unit, agent).await?.ok_or_else(|| Error::not_found("Agent", agent))?;
-        if known.cordoned || known.draining {
+        // Here, not before: whoever was told that the agent has no job and gets none must be right.
+        if known.cordoned || known.draining || !held.is_newest() {
             return Ok(None);
         }
         let now = unit.now;
-        let stages = (request.stages.contains(&Stage::Plan), request.stages.contains(&Stage::Apply));
-        let lease = lease_until(app, now);
-        let Some(job) = store::jobs::claim(&mut unit, pool, agent, &request.claim_id, stages, now, lease).await? else {
+        let run_images = match &request.images {
+            None => None,
+            Some(images) => {
+                let pool = super::pools::get(&mut unit, pool).await?;
+                let pool = pool.ok_or(Error::Internal("an agent's pool is not there"))?;
+                Some(demand::wishes_for(&mut unit, &pool, images).await?)
+            }
+        };
+        let wish = Wish {
+            pool,
+            agent,
+            claim_id: &request.claim_id,
+            plans: request.stages.contains(&Stage::Plan),
+            applies: request.stages.contains(&Stage::Apply),
+            run_images: run_images.as_deref(),
+        };
+        let Some(job) = store::jobs::claim(&mut unit, &wish, now, lease_until(app, now)).await? else {
             return Ok(None);
         };
+        unit.changed(pool);
         let spec = start(&mut unit, &job, &known).await?;
         unit.commit().await?;
         if let Some(spec) = spec {
@@ -110,6 +171,15 @@ async fn start(unit: &mut Unit<'_>, job: &Job, agent: &Agent) -> Result<Option<J
         let message =
             format!("agent pool {} may not serve the environment of workspace {} any more", pool.name, workspace.name);
         runs::fail(unit, &mut run, reason::POOL_NOT_ALLOWED, message).await?;
+        return Ok(None);
+    }
+    if let Some(image) = workspace.run_image.as_ref().filter(|image| !run_settings::allows(&pool.run_settings, image)) {
+        let message = format!(
+            "workspace {} asks for the image {image}, which agent pool {} does not allow: choose another one, or add \
+             it to the pool's allowed images",
+            workspace.name, pool.name
+        );
+        runs::fail(unit, &mut run, reason::IMAGE_NOT_ALLOWED, message).await?;
         return Ok(None);
     }
     let mut row = logs::stage(unit, &job.stage_id).await?;
@@ -138,14 +208,15 @@ pub async fn current(unit: &mut Unit<'_>, agent: &AgentId, id: &JobId, epoch: i6
 ///
 /// # Errors
 /// Those of the database.
-pub async fn heartbeat(app: &AppState, agent: &AgentId, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
+pub async fn heartbeat(app: &AppState, caller: &Caller<'_>, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
+    let agent = caller.agent;
     if let Err(error) = record_heartbeat(app, agent, request).await {
         app.unrecorded_heartbeat.store(app.clock.now_ms(), Ordering::Relaxed);
         return Err(error);
     }
 
     let look = || async {
-        let answer = orders(app, agent, &request.jobs).await?;
+        let answer = orders(app, caller, &request.jobs).await?;
         let news = answer.directives.iter().any(|directive| !request.known.contains(directive));
         let drain = request.cordoned.map_or(answer.drain && !request.draining, |known| known != answer.drain);
         Ok::<_, Error>((news || drain).then_some(answer))
@@ -156,7 +227,7 @@ pub async fn heartbeat(app: &AppState, agent: &AgentId, request: &HeartbeatReque
     };
     match found {
         Some(answer) => Ok(answer),
-        None => orders(app, agent, &request.jobs).await,
+        None => orders(app, caller, &request.jobs).await,
     }
 }
 
@@ -164,6 +235,19 @@ async fn record_heartbeat(app: &AppState, agent: &AgentId, request: &HeartbeatRe
     let mut unit = Unit::begin(app).await?;
     let now = unit.now;
     let status = request.status.as_str();
+    if let Some(before) = store::agents::get(&mut unit, agent).await? {
+        let offline = agents::status(&before, now, app.policy.offline_after) == AgentStatus::Offline;
+        let same = before.reported_status == status
+            && before.error_message == request.error_message
+            && before.draining == request.draining;
+        if offline || !same {
+            unit.changed(&before.pool_id);
+        }
+        if before.draining && !request.draining {
+            // A claim that it holds may get something now.
+            unit.wake(Topic::Queue(before.pool_id));
+        }
+    }
     store::agents::seen(&mut unit, agent, status, request.error_message.as_deref(), request.draining, now).await?;
     for job in &request.jobs {
         let lease = lease_until(app, now);
@@ -173,8 +257,10 @@ async fn record_heartbeat(app: &AppState, agent: &AgentId, request: &HeartbeatRe
 }
 
 /// What the agent is to do about the jobs that it names.
-async fn orders(app: &AppState, agent: &AgentId, jobs: &[JobRef]) -> Result<HeartbeatResponse> {
+async fn orders(app: &AppState, caller: &Caller<'_>, jobs: &[JobRef]) -> Result<HeartbeatResponse> {
+    let agent = caller.agent;
     let mut connection = app.store.read().await?;
+    caller.check(&mut connection).await?;
     let drain = store::agents::get(&mut connection, agent).await?.is_some_and(|agent| agent.cordoned);
     let mut directives = Vec::new();
     for JobRef { job_id, epoch } in jobs {
@@ -310,6 +396,7 @@ async fn lose(unit: &mut Unit<'_>, job: &Job) -> Result<()> {
     // The epoch goes on counting: the lost agent can never write again.
     let queued = Job { claimed: false, queued_at: now, ..job.clone() };
     store::jobs::insert(unit, &queued).await?;
+    unit.changed(&job.pool_id);
     unit.wake(Topic::Queue(job.pool_id.clone()));
     Ok(())
 }

@@ -59,6 +59,23 @@ pub fn check(settings: &RunSettings) -> Result<()> {
     Ok(())
 }
 
+/// Whether a workspace may ask for `image`: it is the pool's own, or in its list.
+#[must_use]
+pub fn allows(settings: &RunSettings, image: &str) -> bool {
+    settings.image.as_deref() == Some(image)
+        || settings.allowed_images.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(start) => image.starts_with(start),
+            None => pattern == image,
+        })
+}
+
+/// The image that a job needs whose workspace asks for `wanted`; `None`: the agent's default one. What is not allowed
+/// counts as not asked for: whichever agent gets the job, its run ends at once with that reason.
+#[must_use]
+pub fn image<'a>(settings: &'a RunSettings, wanted: Option<&'a str>) -> Option<&'a str> {
+    wanted.filter(|wanted| allows(settings, wanted)).or(settings.image.as_deref())
+}
+
 fn is_variable(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with(|c: char| c.is_ascii_digit())

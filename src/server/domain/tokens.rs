@@ -1,5 +1,6 @@
 //! Access tokens of pools and users: made, listed, renamed, revoked. Secrets are shown once and never kept.
-//! Revoking a pool token ends the tokens of the agents that registered with it.
+//! Revoking a pool token ends the tokens of the agents that registered with it; retiring it in favour of another one
+//! does not. Its expiry does not either: it ends registering, not what was registered.
 
 use secrecy::SecretString;
 use sqlx::AnyConnection;
@@ -8,12 +9,14 @@ use super::{
     access,
     model::{Pool, Token, TokenKind},
     pools,
+    unit::Unit,
 };
 use crate::{
     ids::{AccountId, TokenId, UserId},
     server::{
         error::{Error, Result},
         store,
+        wake::Topic,
     },
 };
 
@@ -135,10 +138,45 @@ pub async fn rename(
     Ok(token)
 }
 
-/// Ends the token at once.
+/// Ends the token at once, and with a pool's the tokens of the agents that registered with it: calls that are held
+/// for them end too.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn revoke(connection: &mut AnyConnection, token: &Token) -> Result<()> {
-    Ok(store::tokens::delete(connection, &token.id).await?)
+pub async fn revoke(unit: &mut Unit<'_>, token: &Token) -> Result<()> {
+    for agent in store::tokens::agents_of(unit, &token.id).await? {
+        unit.wake(Topic::Agent(agent));
+    }
+    if let Some(pool) = &token.pool_id {
+        unit.wake(Topic::Queue(pool.clone()));
+        unit.changed(pool);
+    }
+    Ok(store::tokens::delete(unit, &token.id).await?)
+}
+
+/// Ends a pool token that `successor` replaces: the agents that registered with it go on, under the successor. Says
+/// how many.
+///
+/// # Errors
+/// 422 for a token that is no pool's, 404 or 422 for a successor that is none.
+pub async fn retire(unit: &mut Unit<'_>, token: &Token, successor: &TokenId) -> Result<u64> {
+    const RELATION: &str = "successor";
+    let Some(pool) = token.pool_id.as_ref().filter(|_| token.kind == TokenKind::Pool) else {
+        return Err(Error::Unprocessable("Only a pool's token can be retired; delete this one instead.".to_owned()));
+    };
+    let wrong = |detail: String| Error::Relationship { name: RELATION, detail, missing: false };
+    let heir = store::tokens::get(unit, successor)
+        .await?
+        .filter(|heir| heir.kind == TokenKind::Pool && heir.pool_id.as_ref() == Some(pool))
+        .ok_or_else(|| Error::missing_relation(RELATION, CLASS, successor))?;
+    if heir.id == token.id {
+        return Err(wrong("A token cannot replace itself.".to_owned()));
+    }
+    if !access::is_valid(&heir, unit.now) {
+        return Err(wrong(format!("The token {successor} has expired: it can replace no other.")));
+    }
+    let moved = store::tokens::move_children(unit, &token.id, &heir.id).await?;
+    store::tokens::delete(unit, &token.id).await?;
+    unit.changed(pool);
+    Ok(moved)
 }

@@ -4,7 +4,16 @@ use std::ops::{Deref, DerefMut};
 
 use sqlx::AnyConnection;
 
-use crate::server::{app::AppState, error::Result, store::WriteTx, wake::Topic};
+use super::model::Pool;
+use crate::{
+    ids::{AccountId, PoolId},
+    server::{
+        app::AppState,
+        error::Result,
+        store::{self, WriteTx},
+        wake::Topic,
+    },
+};
 
 /// Everything a rule needs to change things. Undone when dropped without [`Unit::commit`].
 pub struct Unit<'a> {
@@ -13,6 +22,7 @@ pub struct Unit<'a> {
     pub now: i64,
     tx: WriteTx,
     wakes: Vec<Topic>,
+    changed: Vec<(PoolId, Option<AccountId>)>,
 }
 
 impl<'a> Unit<'a> {
@@ -20,7 +30,7 @@ impl<'a> Unit<'a> {
     /// When the database is not reachable.
     pub async fn begin(app: &'a AppState) -> Result<Self> {
         let tx = app.store.begin().await?;
-        Ok(Self { app, now: app.clock.now_ms(), tx, wakes: Vec::new() })
+        Ok(Self { app, now: app.clock.now_ms(), tx, wakes: Vec::new(), changed: Vec::new() })
     }
 
     /// Wakes those who wait for `topic`, once the unit is committed.
@@ -30,16 +40,50 @@ impl<'a> Unit<'a> {
         }
     }
 
+    /// Tells those who watch pools, once the unit is committed, that something about this one is different: its
+    /// queue, its agents, its tokens, its links, or it itself.
+    pub fn changed(&mut self, pool: &PoolId) {
+        if !self.changed.iter().any(|(known, _)| known == pool) {
+            self.changed.push((pool.clone(), None));
+        }
+    }
+
+    /// The same of a pool that may be gone by the end of the unit.
+    pub fn deleted(&mut self, pool: &Pool) {
+        self.changed.push((pool.id.clone(), Some(pool.account_id.clone())));
+    }
+
     /// Makes it durable, then wakes the waiters.
     ///
     /// # Errors
     /// When the database refuses; nothing was written then.
-    pub async fn commit(self) -> Result<()> {
-        self.tx.commit().await?;
+    pub async fn commit(mut self) -> Result<()> {
+        let changed = self.changed_of_accounts().await?;
+        let committed = self.tx.commit().await;
+        // Also after an error: an answer that was lost may have been a yes, and news of nothing do no harm.
+        for (account, pool) in changed {
+            self.app.changes.record(&account, &pool);
+            let topic = Topic::Pools(account);
+            if !self.wakes.contains(&topic) {
+                self.wakes.push(topic);
+            }
+        }
         for topic in &self.wakes {
             self.app.wakes.wake(topic);
         }
-        Ok(())
+        Ok(committed?)
+    }
+
+    async fn changed_of_accounts(&mut self) -> Result<Vec<(AccountId, PoolId)>> {
+        let mut found = Vec::with_capacity(self.changed.len());
+        for (pool, account) in std::mem::take(&mut self.changed) {
+            let account = match account.or_else(|| self.app.changes.account_of(&pool)) {
+                Some(account) => Some(account),
+                None => store::pools::account_of(&mut self.tx, &pool).await?,
+            };
+            found.extend(account.map(|account| (account, pool)));
+        }
+        Ok(found)
     }
 }
 

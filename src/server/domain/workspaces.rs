@@ -5,7 +5,7 @@ use sqlx::AnyConnection;
 use super::{
     environments, links,
     model::{Environment, Lock, Workspace},
-    pools, runs,
+    pools, run_settings, runs,
     unit::Unit,
 };
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
         app::AppState,
         error::{Error, Result},
         store::{self, workspaces::Placed},
+        wake::Topic,
     },
 };
 
@@ -61,6 +62,7 @@ pub struct Settings {
     pub engine: Option<EngineKind>,
     pub engine_version: Option<String>,
     pub working_directory: Option<String>,
+    pub run_image: Option<Option<String>>,
 }
 
 /// The organization of that name.
@@ -130,6 +132,7 @@ pub async fn create(
         engine: EngineKind::Terraform,
         engine_version: String::new(),
         working_directory: String::new(),
+        run_image: None,
         lock: Lock::Unlocked,
         current_run_id: None,
         current_state_id: None,
@@ -154,17 +157,35 @@ pub async fn update(unit: &mut Unit<'_>, account: &AccountId, id: &WorkspaceId, 
     if let Some(name) = &settings.name {
         check_name(name)?;
     }
+    let image_before = workspace.run_image.clone();
     apply(&mut workspace, settings)?;
     workspace.updated_at = unit.now;
     store::workspaces::update(unit, &workspace).await.map_err(|error| name_taken(error, &workspace.name))?;
     link(unit, account, &workspace, settings).await?;
-    find(unit, account, id).await
+    let after = find(unit, account, id).await?;
+    if after.workspace.run_image != image_before
+        && let Some(pool) = pools::for_workspace(unit, &after.workspace).await?
+    {
+        // Jobs that wait may need another agent now.
+        unit.changed(&pool.id);
+        unit.wake(Topic::Queue(pool.id));
+    }
+    Ok(after)
 }
 
 /// Settings that need nothing but the workspace.
 fn apply(workspace: &mut Workspace, settings: &Settings) -> Result<()> {
-    let Settings { name, description, pool: _, execution, auto_apply, engine, engine_version, working_directory } =
-        settings;
+    let Settings {
+        name,
+        description,
+        pool: _,
+        execution,
+        auto_apply,
+        engine,
+        engine_version,
+        working_directory,
+        run_image,
+    } = settings;
     if let Some(name) = name {
         workspace.name.clone_from(name);
     }
@@ -181,6 +202,13 @@ fn apply(workspace: &mut Workspace, settings: &Settings) -> Result<()> {
     }
     if let Some(directory) = working_directory {
         workspace.working_directory = directory_of(directory)?;
+    }
+    if let Some(image) = run_image {
+        if let Some(image) = image.as_ref().filter(|image| !run_settings::is_image(image)) {
+            let detail = format!("`{image}` is not an image reference, as `registry/name:tag`.");
+            return Err(Error::attribute("run-image", detail));
+        }
+        workspace.run_image.clone_from(image);
     }
     Ok(())
 }
@@ -348,6 +376,9 @@ pub async fn delete(app: &AppState, account: &AccountId, id: &WorkspaceId, safe:
     let mut blobs = store::workspaces::blobs(&mut unit, id).await?;
     let configurations = store::configurations::ids(&mut unit, id).await?;
     blobs.extend(configurations.iter().map(super::configurations::blob_key));
+    if let Some(pool) = &placed.workspace.pool_id {
+        unit.changed(pool);
+    }
     store::workspaces::delete(&mut unit, id).await?;
     unit.commit().await?;
     tracing::info!(workspace = %id, name, "workspace deleted");

@@ -131,14 +131,41 @@ pub async fn delete(connection: &mut AnyConnection, id: &AgentId) -> Result<()> 
     Ok(())
 }
 
-/// Agents not heard of since `before` that hold no job.
-pub async fn unseen_since(connection: &mut AnyConnection, before: i64) -> Result<Vec<AgentId>> {
+/// Makes every other transaction that would lock or cordon this agent wait for this one, on databases with more than
+/// one writer at a time.
+pub async fn lock(connection: &mut AnyConnection, id: &AgentId) -> Result<()> {
+    sqlx::query("UPDATE agents SET cordoned = cordoned WHERE id = $1").bind(id.as_str()).execute(connection).await?;
+    Ok(())
+}
+
+/// Writes down whether the agent gets jobs.
+pub async fn set_cordoned(connection: &mut AnyConnection, id: &AgentId, cordoned: bool) -> Result<()> {
+    sqlx::query("UPDATE agents SET cordoned = $2 WHERE id = $1")
+        .bind(id.as_str())
+        .bind(i64::from(cordoned))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Pools of agents that were last heard of after `after` and not after `up_to`.
+pub async fn pools_last_seen(connection: &mut AnyConnection, after: i64, up_to: i64) -> Result<Vec<PoolId>> {
+    let rows = sqlx::query("SELECT DISTINCT pool_id FROM agents WHERE last_seen_at > $1 AND last_seen_at <= $2")
+        .bind(after)
+        .bind(up_to)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(|row| row.id("pool_id")).collect()
+}
+
+/// Agents not heard of since `before` that hold no job, and their pools.
+pub async fn unseen_since(connection: &mut AnyConnection, before: i64) -> Result<Vec<(AgentId, PoolId)>> {
     let rows = sqlx::query(
-        "SELECT id FROM agents WHERE last_seen_at < $1 AND NOT EXISTS \
+        "SELECT id, pool_id FROM agents WHERE last_seen_at < $1 AND NOT EXISTS \
          (SELECT 1 FROM jobs WHERE jobs.agent_id = agents.id AND jobs.state = 'claimed')",
     )
     .bind(before)
     .fetch_all(connection)
     .await?;
-    rows.iter().map(|row| row.id("id")).collect()
+    rows.iter().map(|row| Ok((row.id("id")?, row.id("pool_id")?))).collect()
 }

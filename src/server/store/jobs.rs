@@ -1,6 +1,8 @@
 //! The queue: jobs that wait or run. History lies in a table of its own and is never scanned to claim.
 
-use sqlx::{AnyConnection, Row, any::AnyRow};
+use std::collections::HashMap;
+
+use sqlx::{AnyConnection, AssertSqlSafe, Row, any::AnyRow};
 
 use super::{Result, rows::Columns};
 use crate::{
@@ -66,35 +68,112 @@ pub async fn insert(connection: &mut AnyConnection, job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// Gives the first queued job of the pool to the agent, with a new epoch.
+/// What an agent asks for with a claim.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    pub pool: &'a PoolId,
+    pub agent: &'a AgentId,
+    pub claim_id: &'a str,
+    pub plans: bool,
+    pub applies: bool,
+    /// Only jobs of workspaces that ask for one of these images; `None` among them: for none.
+    pub run_images: Option<&'a [Option<String>]>,
+}
+
+/// Gives the first queued job that fits to the agent, with a new epoch.
 ///
 /// Safe by construction: the outer condition is checked again under the row's lock.
-pub async fn claim(
+pub async fn claim(connection: &mut AnyConnection, wish: &Wish<'_>, now: i64, lease_until: i64) -> Result<Option<Job>> {
+    let images = wish.run_images.map(|images| asks_for(images.len(), 8)).unwrap_or_default();
+    let text = format!(
+        "UPDATE jobs SET state = 'claimed', epoch = epoch + 1, agent_id = $1, claim_id = $2, claimed_at = $3, \
+         lease_until = $4, started = 0, log_base = (SELECT log_bytes FROM stages WHERE stages.id = jobs.stage_id) \
+         WHERE id = (SELECT id FROM jobs WHERE pool_id = $5 AND state = 'queued' \
+         AND ((kind = 'plan' AND $6 = 1) OR (kind = 'apply' AND $7 = 1)){images} ORDER BY priority, sequence LIMIT 1) \
+         AND state = 'queued' RETURNING *"
+    );
+    let mut query = sqlx::query(AssertSqlSafe(text))
+        .bind(wish.agent.as_str())
+        .bind(wish.claim_id)
+        .bind(now)
+        .bind(lease_until)
+        .bind(wish.pool.as_str())
+        .bind(i64::from(wish.plans))
+        .bind(i64::from(wish.applies));
+    for image in wish.run_images.unwrap_or_default() {
+        query = query.bind(image.as_deref().unwrap_or_default());
+    }
+    query.fetch_optional(connection).await?.as_ref().map(job).transpose()
+}
+
+/// The condition that a job's workspace asks for one of `count` images, which are bound from `$first` on; the empty
+/// text stands for none.
+fn asks_for(count: usize, first: usize) -> String {
+    let places: Vec<String> = (first..first + count).map(|place| format!("${place}")).collect();
+    if places.is_empty() {
+        return " AND 1 = 0".to_owned();
+    }
+    format!(
+        " AND COALESCE((SELECT w.run_image FROM runs r JOIN workspaces w ON w.id = r.workspace_id \
+         WHERE r.id = jobs.run_id), '') IN ({})",
+        places.join(", ")
+    )
+}
+
+/// Queued jobs whose workspaces ask for the same image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// `None`: they ask for none.
+    pub run_image: Option<String>,
+    pub count: i64,
+    /// When the first of them was queued.
+    pub oldest: i64,
+}
+
+/// The pool's queued jobs by the image that their workspaces ask for.
+pub async fn waiting(connection: &mut AnyConnection, pool: &PoolId) -> Result<Vec<Waiting>> {
+    let rows = sqlx::query(
+        "SELECT w.run_image AS run_image, COUNT(*) AS n, MIN(j.queued_at) AS oldest FROM jobs j \
+         JOIN runs r ON r.id = j.run_id JOIN workspaces w ON w.id = r.workspace_id \
+         WHERE j.pool_id = $1 AND j.state = 'queued' GROUP BY w.run_image",
+    )
+    .bind(pool.as_str())
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Waiting { run_image: row.opt_text("run_image")?, count: row.int("n")?, oldest: row.int("oldest")? })
+        })
+        .collect()
+}
+
+/// The pool's queued jobs whose workspaces ask for one of these images, `None` for none; in the queue's order.
+pub async fn queued_with(
     connection: &mut AnyConnection,
     pool: &PoolId,
-    agent: &AgentId,
-    claim_id: &str,
-    stages: (bool, bool),
-    now: i64,
-    lease_until: i64,
-) -> Result<Option<Job>> {
-    let (plans, applies) = stages;
-    let row = sqlx::query(
-        "UPDATE jobs SET state = 'claimed', epoch = epoch + 1, agent_id = $1, claim_id = $2, claimed_at = $3, \
-         lease_until = $4, started = 0, log_base = (SELECT log_bytes FROM stages WHERE stages.id = jobs.stage_id) WHERE id = (SELECT id FROM jobs WHERE pool_id = $5 AND state = 'queued' \
-         AND ((kind = 'plan' AND $6 = 1) OR (kind = 'apply' AND $7 = 1)) ORDER BY priority, sequence LIMIT 1) \
-         AND state = 'queued' RETURNING *",
+    run_images: &[Option<String>],
+) -> Result<Vec<JobId>> {
+    let text = format!(
+        "SELECT id FROM jobs WHERE pool_id = $1 AND state = 'queued'{} ORDER BY priority, sequence",
+        asks_for(run_images.len(), 2)
+    );
+    let mut query = sqlx::query(AssertSqlSafe(text)).bind(pool.as_str());
+    for image in run_images {
+        query = query.bind(image.as_deref().unwrap_or_default());
+    }
+    query.fetch_all(connection).await?.iter().map(|row| row.id("id")).collect()
+}
+
+/// How many jobs the pool's agents have; those without are left out.
+pub async fn held(connection: &mut AnyConnection, pool: &PoolId) -> Result<HashMap<AgentId, i64>> {
+    let rows = sqlx::query(
+        "SELECT agent_id, COUNT(*) AS n FROM jobs WHERE pool_id = $1 AND state = 'claimed' AND agent_id IS NOT NULL \
+         GROUP BY agent_id",
     )
-    .bind(agent.as_str())
-    .bind(claim_id)
-    .bind(now)
-    .bind(lease_until)
     .bind(pool.as_str())
-    .bind(i64::from(plans))
-    .bind(i64::from(applies))
-    .fetch_optional(connection)
+    .fetch_all(connection)
     .await?;
-    row.as_ref().map(job).transpose()
+    rows.iter().map(|row| Ok((row.id("agent_id")?, row.int("n")?))).collect()
 }
 
 /// Whether the pool has a queued job: a cheap look before a claim opens a write transaction.

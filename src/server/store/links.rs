@@ -53,15 +53,33 @@ pub async fn set(
     Ok(())
 }
 
-/// Jobs that no agent has claimed: job, run, workspace.
-pub async fn queued_jobs(connection: &mut AnyConnection) -> Result<Vec<(JobId, RunId, WorkspaceId)>> {
+/// A job that no agent has claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueuedJob {
+    pub id: JobId,
+    pub run: RunId,
+    pub workspace: WorkspaceId,
+    pub pool: PoolId,
+}
+
+/// Jobs that no agent has claimed.
+pub async fn queued_jobs(connection: &mut AnyConnection) -> Result<Vec<QueuedJob>> {
     let rows = sqlx::query(
-        "SELECT j.id AS id, j.run_id AS run_id, r.workspace_id AS workspace_id FROM jobs j \
+        "SELECT j.id AS id, j.run_id AS run_id, j.pool_id AS pool_id, r.workspace_id AS workspace_id FROM jobs j \
          JOIN runs r ON r.id = j.run_id WHERE j.state = 'queued' ORDER BY j.sequence",
     )
     .fetch_all(connection)
     .await?;
-    rows.iter().map(|row| Ok((row.id("id")?, row.id("run_id")?, row.id("workspace_id")?))).collect()
+    rows.iter()
+        .map(|row| {
+            Ok(QueuedJob {
+                id: row.id("id")?,
+                run: row.id("run_id")?,
+                workspace: row.id("workspace_id")?,
+                pool: row.id("pool_id")?,
+            })
+        })
+        .collect()
 }
 
 /// Puts a queued job and its run into another pool; says whether that changed anything.

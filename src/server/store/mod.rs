@@ -137,6 +137,14 @@ impl Store {
         Ok(self.readers.acquire().await?)
     }
 
+    /// A transaction for reading: on SQLite all that is read in it is of one moment.
+    ///
+    /// # Errors
+    /// When none comes free in time.
+    pub async fn snapshot(&self) -> Result<sqlx::Transaction<'static, sqlx::Any>> {
+        Ok(self.readers.begin().await?)
+    }
+
     /// A transaction for writing; undone when dropped.
     ///
     /// # Errors
@@ -194,13 +202,14 @@ impl std::ops::DerefMut for WriteTx {
 }
 
 fn migrator() -> Migrator {
-    Migrator::with_migrations(vec![Migration::new(
-        1,
-        "initial".into(),
-        MigrationType::Simple,
-        include_str!("migrations/0001_initial.sql").into_sql_str(),
-        false,
-    )])
+    let texts = [
+        (1, "initial", include_str!("migrations/0001_initial.sql")),
+        (2, "demand", include_str!("migrations/0002_demand.sql")),
+    ];
+    let migration = |(version, name, text): (i64, &'static str, &'static str)| {
+        Migration::new(version, name.into(), MigrationType::Simple, text.into_sql_str(), false)
+    };
+    Migrator::with_migrations(texts.into_iter().map(migration).collect())
 }
 
 fn without_password(url: &str) -> String {

@@ -156,6 +156,15 @@ pub async fn linked(connection: &mut AnyConnection, id: &PoolId) -> Result<Vec<L
         .collect()
 }
 
+/// How many workspaces are linked to it.
+pub async fn count_linked(connection: &mut AnyConnection, id: &PoolId) -> Result<i64> {
+    let row = sqlx::query("SELECT COUNT(*) AS n FROM workspaces WHERE pool_id = $1")
+        .bind(id.as_str())
+        .fetch_one(connection)
+        .await?;
+    row.int("n")
+}
+
 /// The environments whose default pool it is.
 pub async fn default_of(connection: &mut AnyConnection, id: &PoolId) -> Result<Vec<EnvironmentId>> {
     let rows = sqlx::query("SELECT id FROM environments WHERE default_pool_id = $1 ORDER BY name")
@@ -202,6 +211,30 @@ pub async fn count_jobs(connection: &mut AnyConnection, id: &PoolId) -> Result<i
         .fetch_one(connection)
         .await?;
     row.int("n")
+}
+
+/// How many agents have ever registered.
+pub async fn registrations(connection: &mut AnyConnection, id: &PoolId) -> Result<i64> {
+    let row = sqlx::query("SELECT registrations FROM pools WHERE id = $1")
+        .bind(id.as_str())
+        .fetch_optional(connection)
+        .await?;
+    row.map_or(Ok(0), |row| row.int("registrations"))
+}
+
+/// One more agent has registered.
+pub async fn count_registration(connection: &mut AnyConnection, id: &PoolId) -> Result<()> {
+    sqlx::query("UPDATE pools SET registrations = registrations + 1 WHERE id = $1")
+        .bind(id.as_str())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+pub async fn account_of(connection: &mut AnyConnection, id: &PoolId) -> Result<Option<AccountId>> {
+    let row =
+        sqlx::query("SELECT account_id FROM pools WHERE id = $1").bind(id.as_str()).fetch_optional(connection).await?;
+    row.map(|row| row.id("account_id")).transpose()
 }
 
 /// Every pool's id and name, by name.

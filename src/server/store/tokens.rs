@@ -4,7 +4,7 @@ use sqlx::{AnyConnection, any::AnyRow};
 
 use super::{Result, rows::Columns};
 use crate::{
-    ids::{PoolId, TokenId, UserId},
+    ids::{AgentId, PoolId, TokenId, UserId},
     server::domain::model::{Token, TokenKind, User},
 };
 
@@ -36,7 +36,7 @@ pub async fn insert(connection: &mut AnyConnection, token: &Token, hash: &str) -
     .bind(hash)
     .bind(token.user_id.as_ref().map(UserId::as_str))
     .bind(token.pool_id.as_ref().map(PoolId::as_str))
-    .bind(token.agent_id.as_ref().map(crate::ids::AgentId::as_str))
+    .bind(token.agent_id.as_ref().map(AgentId::as_str))
     .bind(token.parent_id.as_ref().map(TokenId::as_str))
     .bind(token.name.as_deref())
     .bind(token.description.as_deref())
@@ -97,6 +97,32 @@ pub async fn touch(connection: &mut AnyConnection, id: &TokenId, now: i64) -> Re
     Ok(())
 }
 
+/// Whether the token is there.
+pub async fn exists(connection: &mut AnyConnection, id: &TokenId) -> Result<bool> {
+    let row =
+        sqlx::query("SELECT 1 AS found FROM tokens WHERE id = $1").bind(id.as_str()).fetch_optional(connection).await?;
+    Ok(row.is_some())
+}
+
+/// The agents that registered with a pool token.
+pub async fn agents_of(connection: &mut AnyConnection, parent: &TokenId) -> Result<Vec<AgentId>> {
+    let rows = sqlx::query("SELECT DISTINCT agent_id FROM tokens WHERE parent_id = $1 AND agent_id IS NOT NULL")
+        .bind(parent.as_str())
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(|row| row.id("agent_id")).collect()
+}
+
+/// Puts the agents' tokens of one pool token under another one; says how many.
+pub async fn move_children(connection: &mut AnyConnection, from: &TokenId, to: &TokenId) -> Result<u64> {
+    let done = sqlx::query("UPDATE tokens SET parent_id = $2 WHERE parent_id = $1")
+        .bind(from.as_str())
+        .bind(to.as_str())
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected())
+}
+
 /// Ends a token, and with a pool token those of the agents that it registered.
 pub async fn delete(connection: &mut AnyConnection, id: &TokenId) -> Result<()> {
     sqlx::query("DELETE FROM tokens WHERE id = $1").bind(id.as_str()).execute(connection).await?;
@@ -142,7 +168,7 @@ pub async fn insert_user(connection: &mut AnyConnection, user: &User, now: i64) 
 }
 
 /// Ends an agent's tokens.
-pub async fn delete_of_agent(connection: &mut AnyConnection, id: &crate::ids::AgentId) -> Result<()> {
+pub async fn delete_of_agent(connection: &mut AnyConnection, id: &AgentId) -> Result<()> {
     sqlx::query("DELETE FROM tokens WHERE agent_id = $1").bind(id.as_str()).execute(connection).await?;
     Ok(())
 }

@@ -48,6 +48,7 @@ pub(super) fn workspace(row: &AnyRow) -> Result<Workspace> {
         engine: row.word("engine", rows::engine)?,
         engine_version: row.text("engine_version")?,
         working_directory: row.text("working_directory")?,
+        run_image: row.opt_text("run_image")?,
         lock: lock(row)?,
         current_run_id: row.opt_id("current_run_id")?,
         current_state_id: row.opt_id("current_state_id")?,
@@ -154,8 +155,8 @@ fn contains(text: &str) -> String {
 pub async fn insert(connection: &mut AnyConnection, workspace: &Workspace) -> Result<()> {
     sqlx::query(
         "INSERT INTO workspaces (id, environment_id, name, description, pool_id, execution_mode, auto_apply, engine, \
-         engine_version, working_directory, lock_kind, created_at, updated_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, '', $11, $12)",
+         engine_version, working_directory, lock_kind, created_at, updated_at, run_image) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, '', $11, $12, $13)",
     )
     .bind(workspace.id.as_str())
     .bind(workspace.environment_id.as_str())
@@ -169,6 +170,7 @@ pub async fn insert(connection: &mut AnyConnection, workspace: &Workspace) -> Re
     .bind(&workspace.working_directory)
     .bind(workspace.created_at)
     .bind(workspace.updated_at)
+    .bind(workspace.run_image.as_deref())
     .execute(connection)
     .await?;
     Ok(())
@@ -178,7 +180,7 @@ pub async fn insert(connection: &mut AnyConnection, workspace: &Workspace) -> Re
 pub async fn update(connection: &mut AnyConnection, workspace: &Workspace) -> Result<()> {
     sqlx::query(
         "UPDATE workspaces SET name = $2, description = $3, pool_id = $4, execution_mode = $5, auto_apply = $6, \
-         engine = $7, engine_version = $8, working_directory = $9, updated_at = $10 WHERE id = $1",
+         engine = $7, engine_version = $8, working_directory = $9, updated_at = $10, run_image = $11 WHERE id = $1",
     )
     .bind(workspace.id.as_str())
     .bind(&workspace.name)
@@ -190,6 +192,7 @@ pub async fn update(connection: &mut AnyConnection, workspace: &Workspace) -> Re
     .bind(&workspace.engine_version)
     .bind(&workspace.working_directory)
     .bind(workspace.updated_at)
+    .bind(workspace.run_image.as_deref())
     .execute(connection)
     .await?;
     Ok(())

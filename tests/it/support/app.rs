@@ -165,6 +165,7 @@ impl TestApp {
             engine: EngineKind::Terraform,
             engine_version: "1.11.4".to_owned(),
             working_directory: String::new(),
+            run_image: None,
             lock: Lock::Unlocked,
             current_run_id: None,
             current_state_id: None,

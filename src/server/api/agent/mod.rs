@@ -3,7 +3,7 @@
 mod jobs;
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{DefaultBodyLimit, FromRequest, Request, State},
     http::StatusCode,
     middleware::{self, Next},
@@ -21,6 +21,7 @@ use crate::{
         auth::{AgentAuth, PoolAuth},
         domain::{agents, queue},
         error::{Error, Result},
+        router::CallerGone,
     },
 };
 
@@ -73,8 +74,14 @@ async fn register(
     Ok(Json(agents::register(&app, &pool.pool_id, pool.token_id, request).await?))
 }
 
-async fn claim(State(app): State<App>, agent: AgentAuth, Body(request): Body<ClaimRequest>) -> Result<Response> {
-    Ok(match queue::claim(&app, &agent.id, &agent.pool_id, &request).await? {
+async fn claim(
+    State(app): State<App>,
+    agent: AgentAuth,
+    Extension(caller): Extension<CallerGone>,
+    Body(request): Body<ClaimRequest>,
+) -> Result<Response> {
+    let gone = caller.0.cancelled();
+    Ok(match queue::claim(&app, &queue_caller(&agent), &request, gone).await? {
         Some(spec) => Json(spec).into_response(),
         None => StatusCode::NO_CONTENT.into_response(),
     })
@@ -85,7 +92,11 @@ async fn heartbeat(
     agent: AgentAuth,
     Body(request): Body<HeartbeatRequest>,
 ) -> Result<Json<HeartbeatResponse>> {
-    Ok(Json(queue::heartbeat(&app, &agent.id, &request).await?))
+    Ok(Json(queue::heartbeat(&app, &queue_caller(&agent), &request).await?))
+}
+
+fn queue_caller(agent: &AgentAuth) -> queue::Caller<'_> {
+    queue::Caller { agent: &agent.id, pool: &agent.pool_id, token: &agent.token_id }
 }
 
 async fn deregister(State(app): State<App>, agent: AgentAuth) -> Result<StatusCode> {

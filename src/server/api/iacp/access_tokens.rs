@@ -67,6 +67,7 @@ async fn create_for_pool(
     let now = unit.now;
     let pool = pools::find(&mut unit, &user.account_id, &id).await?;
     let (token, secret) = tokens::create_for_pool(&mut unit, &pool, new, now).await?;
+    unit.changed(&pool.id);
     unit.commit().await?;
     tracing::info!(token = %token.id, pool = %pool.id, "pool token created");
     Ok(document::one(StatusCode::CREATED, views::token(&token, Some(&secret), now)?, Vec::new()))
@@ -100,6 +101,9 @@ async fn update(user: UserAuth, State(app): State<App>, Path(id): Path<String>, 
     let token = tokens::find(&mut unit, &user.account_id, &user.id, &id).await?;
     let token = tokens::rename(&mut unit, token, attributes.name, attributes.description).await?;
     let now = unit.now;
+    if let Some(pool) = &token.pool_id {
+        unit.changed(pool);
+    }
     unit.commit().await?;
     Ok(document::one(StatusCode::OK, views::token(&token, None, now)?, Vec::new()))
 }

@@ -22,7 +22,7 @@ use crate::{
         domain::{
             environments, links,
             model::Pool,
-            pools::{self, Change},
+            pools::{self, Change, Changed},
             unit::Unit,
         },
         error::{Error, Result},
@@ -83,6 +83,7 @@ async fn create(user: UserAuth, State(app): State<App>, params: Params, body: Bo
     let now = unit.now;
     let change = change(attributes, &body);
     let changed = pools::create(&mut unit, &user.account_id, scope.as_deref(), change, now).await?;
+    note(&mut unit, &changed);
     if changed.routes {
         links::reroute(&mut unit, None).await?;
     }
@@ -110,6 +111,7 @@ async fn update(
     let now = unit.now;
     let pool = pools::find(&mut unit, &user.account_id, &id).await?;
     let changed = pools::update(&mut unit, pool, change(attributes, &body), now).await?;
+    note(&mut unit, &changed);
     if changed.routes {
         links::reroute(&mut unit, None).await?;
     }
@@ -124,6 +126,14 @@ async fn delete(user: UserAuth, State(app): State<App>, Path(id): Path<String>) 
     unit.commit().await?;
     tracing::info!(pool = %pool.id, name = pool.name, "agent pool deleted");
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Those who watch pools hear of it.
+fn note(unit: &mut Unit<'_>, changed: &Changed) {
+    unit.changed(&changed.pool.id);
+    for pool in &changed.bereft {
+        unit.changed(pool);
+    }
 }
 
 fn check_vcs(attributes: &AgentPoolAttributes) -> Result<()> {

@@ -4,6 +4,7 @@ mod access_tokens;
 mod accounts;
 mod agent_pools;
 mod agents;
+mod demand;
 mod document;
 mod environments;
 mod views;
@@ -24,6 +25,7 @@ pub fn router() -> Router<App> {
         .merge(agent_pools::router())
         .merge(access_tokens::router())
         .merge(agents::router())
+        .merge(demand::router())
         .merge(environments::router())
         .merge(workspaces::router())
         .layer(DefaultBodyLimit::max(MAX_BODY));

@@ -140,7 +140,7 @@ pub(super) fn workspace(workspace: &Workspace, resource_count: i64) -> Result<Re
         terraform_version: Some(workspace.engine_version.clone()).filter(|version| !version.is_empty()),
         iac_platform: Some(workspace.engine.as_str().to_owned()),
         working_directory: Some(Some(workspace.working_directory.clone()).filter(|path| !path.is_empty())),
-        run_image: None,
+        run_image: Some(workspace.run_image.clone()),
         locked: Some(workspace.lock != Lock::Unlocked),
         has_resources: Some(resource_count > 0),
         created_at: Some(clock::rfc3339(workspace.created_at)),

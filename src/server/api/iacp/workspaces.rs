@@ -160,6 +160,7 @@ fn settings(body: &Body) -> Result<Settings> {
         engine_version: attributes.terraform_version,
         // null: the configuration's root
         working_directory: attributes.working_directory.map(Option::unwrap_or_default),
+        run_image: attributes.run_image.map(|image| image.filter(|image| !image.is_empty())),
     })
 }
 

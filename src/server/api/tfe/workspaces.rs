@@ -92,6 +92,7 @@ fn settings(resource: &Resource) -> Result<Settings> {
         engine,
         engine_version: attributes.terraform_version,
         working_directory: attributes.working_directory,
+        run_image: None,
     })
 }
 

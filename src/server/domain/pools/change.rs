@@ -7,9 +7,10 @@ use crate::{
     api::iacp::RunSettings,
     ids::{AccountId, EnvironmentId, PoolId, WorkspaceId},
     server::{
-        domain::{environments, links, model::Pool, run_settings},
+        domain::{environments, links, model::Pool, run_settings, unit::Unit},
         error::{Error, Result},
         store::{self, pools::Linked},
+        wake::Topic,
     },
 };
 
@@ -38,6 +39,8 @@ pub struct Changed {
     pub pool: Pool,
     /// Runs may have got another pool, or one at all: waiting ones are to be looked at.
     pub routes: bool,
+    /// Pools that lost workspaces to this one.
+    pub bereft: Vec<PoolId>,
 }
 
 /// Creates a pool of the account, or with `environment` (an id) of that environment alone.
@@ -214,11 +217,13 @@ async fn finish(connection: &mut AnyConnection, pool: Pool, change: &Change, now
     if becomes != is_default {
         store::accounts::set_default_pool(connection, &pool.account_id, becomes.then_some(&pool.id)).await?;
     }
-    let relinked: Vec<WorkspaceId> = match &change.workspaces {
+    let relinked: Vec<(WorkspaceId, Option<PoolId>)> = match &change.workspaces {
         Some(ids) => links::replace(connection, &pool, ids, now).await?,
         None => Vec::new(),
     };
-    Ok(Changed { pool, routes: becomes != is_default || !relinked.is_empty() })
+    let routes = becomes != is_default || !relinked.is_empty();
+    let bereft = relinked.into_iter().filter_map(|(_, before)| before).filter(|before| *before != pool.id).collect();
+    Ok(Changed { pool, routes, bereft })
 }
 
 /// Access cannot be taken from an environment while it uses the pool.
@@ -262,8 +267,8 @@ async fn default_in_use(
 ///
 /// # Errors
 /// 409 while a workspace is linked to it, an environment has it as its default, or a job of it waits or runs.
-pub async fn delete(connection: &mut AnyConnection, pool: &Pool) -> Result<()> {
-    let linked = store::pools::linked(connection, &pool.id).await?;
+pub async fn delete(unit: &mut Unit<'_>, pool: &Pool) -> Result<()> {
+    let linked = store::pools::linked(unit, &pool.id).await?;
     if !linked.is_empty() {
         return Err(Error::Conflict(format!(
             "The agent pool `{}` cannot be deleted: it is used by {}. Unlink it there first.",
@@ -271,21 +276,27 @@ pub async fn delete(connection: &mut AnyConnection, pool: &Pool) -> Result<()> {
             named(&linked)
         )));
     }
-    if let Some(environment) = store::pools::default_of(connection, &pool.id).await?.first() {
-        return Err(default_in_use(connection, pool, environment, "have none").await?);
+    if let Some(environment) = store::pools::default_of(unit, &pool.id).await?.first() {
+        return Err(default_in_use(unit, pool, environment, "have none").await?);
     }
-    let jobs = store::pools::count_jobs(connection, &pool.id).await?;
+    let jobs = store::pools::count_jobs(unit, &pool.id).await?;
     if jobs > 0 {
         return Err(Error::Conflict(format!(
             "The agent pool `{}` cannot be deleted: {jobs} of its jobs wait or run. Let them end, or cancel their runs.",
             pool.name
         )));
     }
-    let account = store::accounts::get(connection, &pool.account_id).await?;
+    let account = store::accounts::get(unit, &pool.account_id).await?;
     if account.is_some_and(|account| account.default_pool_id.as_ref() == Some(&pool.id)) {
-        store::accounts::set_default_pool(connection, &pool.account_id, None).await?;
+        store::accounts::set_default_pool(unit, &pool.account_id, None).await?;
     }
-    Ok(store::pools::delete(connection, &pool.id).await?)
+    // Calls that are held for them end now.
+    for agent in store::agents::of_pool(unit, &pool.id).await? {
+        unit.wake(Topic::Agent(agent.id));
+    }
+    unit.wake(Topic::Queue(pool.id.clone()));
+    unit.deleted(pool);
+    Ok(store::pools::delete(unit, &pool.id).await?)
 }
 
 /// `workspaces a/b, a/c and 3 more`

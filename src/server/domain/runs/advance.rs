@@ -134,6 +134,7 @@ async fn queue(unit: &mut Unit<'_>, run: &Run, stage: Stage) -> Result<()> {
         claimed_at: None,
     };
     store::jobs::insert(unit, &job).await?;
+    unit.changed(&pool_id);
     unit.wake(Topic::Queue(pool_id));
     Ok(())
 }

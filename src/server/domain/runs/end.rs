@@ -75,6 +75,7 @@ pub async fn end_stage(unit: &mut Unit<'_>, job: &Job, result: &FinishRequest) -
         run.error_message.clone_from(&result.message);
     }
     store::jobs::delete(unit, &job.id).await?;
+    unit.changed(&job.pool_id);
     step(unit, &mut run, event).await?;
     match run.status {
         RunState::ApplyQueued => queue_apply(unit, &mut run).await,
@@ -132,9 +133,10 @@ pub(super) async fn close(unit: &mut Unit<'_>, run: &Run) -> Result<()> {
         if row.status.is_final() {
             continue;
         }
-        if row.status == StageStatus::Running
-            && let Some(message) = &run.error_message
-        {
+        let told = row.status == StageStatus::Running
+            // it could not even begin: whoever reads its log is to see why
+            || (row.status == StageStatus::Queued && run.status == RunState::Errored);
+        if told && let Some(message) = &run.error_message {
             logs::append_note(unit, &mut row, message).await?;
         }
         row.status = if row.status == StageStatus::Pending { StageStatus::Unreachable } else { open };
@@ -149,6 +151,7 @@ pub(super) async fn close(unit: &mut Unit<'_>, run: &Run) -> Result<()> {
 /// Takes a job from its agent, if it has one, and out of the queue.
 pub(in crate::server::domain) async fn abandon(unit: &mut Unit<'_>, job: &Job, outcome: &'static str) -> Result<()> {
     store::jobs::delete(unit, &job.id).await?;
+    unit.changed(&job.pool_id);
     let Some(agent) = &job.agent_id else { return Ok(()) };
     let ended = Ended {
         job_id: job.id.clone(),
