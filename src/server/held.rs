@@ -33,6 +33,12 @@ impl HeldClaims {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many claims have a call under way.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.newest().len()
+    }
+
     /// A call begins.
     #[must_use]
     pub fn begin(&self, agent: &AgentId, claim_id: &str) -> HeldClaim {

@@ -23,6 +23,8 @@ pub enum WriteKind {
     DeletePool,
     CreateToken,
     DeleteToken,
+    /// Ended because another one replaced it; its agents go on.
+    RetireToken,
     LinkWorkspace,
     UnlinkWorkspace,
 }
@@ -36,6 +38,7 @@ impl fmt::Display for WriteKind {
             Self::DeletePool => "delete the pool",
             Self::CreateToken => "create a pool token",
             Self::DeleteToken => "revoke a pool token",
+            Self::RetireToken => "retire a pool token",
             Self::LinkWorkspace => "link the workspace",
             Self::UnlinkWorkspace => "unlink the workspace",
         })

@@ -1,13 +1,13 @@
-//! The pool token: one that the keeper (a Secret, a file) holds, renewed before it ends. The old one is revoked
-//! only when the keeper holds the new one and the overlap is over. Tokens of a cut-off pass are found by their
-//! external id and revoked: their secrets are lost.
+//! The pool token: one that the keeper (a Secret, a file) holds, renewed before it ends. The old one is retired
+//! only when the keeper holds the new one and the overlap is over: its agents go on under the new one. Tokens of a
+//! cut-off pass are found by their external id and revoked: their secrets are lost.
 
 use secrecy::SecretString;
 
 use super::{Context, Result, WriteKind, reading};
 use crate::{
     api::iacp::AccessTokenAttributes,
-    client::iacp::PoolToken,
+    client::iacp::{self, PoolToken},
     crd::agent_pool::TokenSpec,
     ids::{PoolId, TokenId},
 };
@@ -48,7 +48,10 @@ pub struct Seen {
 /// What is to be done about tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
+    /// Ends agents that registered with them: nobody can have them.
     pub revoke: Vec<TokenId>,
+    /// Replaced by the token that is held, whose agents theirs become.
+    pub retire: Vec<TokenId>,
     /// Ordinal of a token to create.
     pub create: Option<u64>,
     pub next: Option<i64>,
@@ -62,17 +65,19 @@ pub fn plan(spec: &TokenSpec, held: Option<&TokenId>, seen: &[Seen], now: i64) -
     let ended = |token: &Seen| token.expires_at.is_some_and(|end| end <= now);
     let current = held.and_then(|id| seen.iter().find(|token| token.id == *id)).filter(|token| !ended(token));
     let Some(current) = current else {
-        // Agents may still live on a token that was in use: it goes when its successor's overlap is over.
-        let revoke = ours.filter(|(_, token)| !token.used || ended(token)).map(|(_, token)| token.id.clone()).collect();
-        return Plan { revoke, create: Some(next_ordinal), next: None };
+        // Agents may still live on a token that was in use, even after its end: it goes when it has a successor.
+        let revoke = ours.filter(|(_, token)| !token.used).map(|(_, token)| token.id.clone()).collect();
+        return Plan { revoke, create: Some(next_ordinal), ..Plan::default() };
     };
     let overlap_ends = current.created_at + millis(spec.overlap.seconds());
     let ordinal = current.ordinal.unwrap_or(0);
     let mut plan = Plan::default();
     for (other, token) in ours.filter(|(_, token)| token.id != current.id) {
-        // A later one is the leaving of a pass that was cut off before its secret was stored.
-        if other > ordinal || now >= overlap_ends {
+        if !token.used && other > ordinal {
+            // The leaving of a pass that was cut off before its secret was stored.
             plan.revoke.push(token.id.clone());
+        } else if other > ordinal || ended(token) || now >= overlap_ends {
+            plan.retire.push(token.id.clone());
         } else {
             plan.next = Some(overlap_ends);
         }
@@ -132,6 +137,11 @@ pub(super) async fn reconcile(
     for id in &plan.revoke {
         context.seam.write(WriteKind::DeleteToken, context.control_plane.delete_token(id)).await?;
     }
+    if let Some(held) = held {
+        for id in &plan.retire {
+            context.seam.write(WriteKind::RetireToken, retire(context, id, held)).await?;
+        }
+    }
     let Some(ordinal) = plan.create else {
         let current = tokens.into_iter().find(|token| Some(&token.id) == held);
         return Ok(TokenReport {
@@ -160,6 +170,14 @@ pub(super) async fn reconcile(
     })
 }
 
+/// Where there is no retiring, the token is revoked: its agents have to register again.
+async fn retire(context: &Context, old: &TokenId, successor: &TokenId) -> Result<(), iacp::Error> {
+    match context.control_plane.retire_token(old, successor).await {
+        Err(iacp::Error::Unsupported) => context.control_plane.delete_token(old).await,
+        result => result,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,11 +198,12 @@ mod tests {
         format!("at-{name}").parse().unwrap()
     }
 
-    /// Defaults: 720h, renewed 168h before the end, 1h of overlap.
+    /// Defaults: 720h, renewed 168h before the end, 1h of overlap. What is retired is marked with `+`.
     fn decide(held: Option<&str>, seen: &[Seen], hours: i64) -> (Vec<String>, Option<u64>) {
         let held = held.map(id);
-        let Plan { revoke, create, .. } = plan(&TokenSpec::default(), held.as_ref(), seen, hours * HOUR);
-        (revoke.iter().map(ToString::to_string).collect(), create)
+        let Plan { revoke, retire, create, .. } = plan(&TokenSpec::default(), held.as_ref(), seen, hours * HOUR);
+        let retired = retire.iter().map(|id| format!("+{id}"));
+        (revoke.iter().map(ToString::to_string).chain(retired).collect(), create)
     }
 
     #[test]
@@ -196,12 +215,12 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_renewed_before_it_ends_and_revoked_after_the_overlap() {
+    fn a_token_is_renewed_before_it_ends_and_retired_after_the_overlap() {
         let one = [token("a", Some(1), 0)];
         assert_eq!(decide(Some("a"), &one, 552), (vec![], Some(2)));
         let two = [token("a", Some(1), 0), token("b", Some(2), 552)];
         assert_eq!(decide(Some("b"), &two, 552), (vec![], None));
-        assert_eq!(decide(Some("b"), &two, 553), (vec!["at-a".to_owned()], None));
+        assert_eq!(decide(Some("b"), &two, 553), (vec!["+at-a".to_owned()], None));
         let next = plan(&TokenSpec::default(), Some(&id("b")), &two, 552 * HOUR).next;
         assert_eq!(next, Some(553 * HOUR));
     }
@@ -220,7 +239,17 @@ mod tests {
         let used = Seen { used: true, ..token("a", Some(1), 0) };
         assert_eq!(decide(None, std::slice::from_ref(&used), 1), (vec![], Some(2)), "agents still live on it");
         assert_eq!(decide(Some("gone"), &[], 1), (vec![], Some(1)));
-        assert_eq!(decide(Some("a"), &[used], 720), (vec!["at-a".to_owned()], Some(2)));
+        assert_eq!(decide(Some("a"), std::slice::from_ref(&used), 720), (vec![], Some(2)), "and after its end too");
+        assert_eq!(decide(Some("a"), &[token("a", Some(1), 0)], 720), (vec!["at-a".to_owned()], Some(2)));
+        let after = [used, token("b", Some(2), 720)];
+        assert_eq!(decide(Some("b"), &after, 720), (vec!["+at-a".to_owned()], None), "its agents have somewhere to go");
+    }
+
+    #[test]
+    fn a_later_token_that_is_in_use_is_retired_and_not_cut() {
+        // The keeper holds an older one again, as after a restored backup.
+        let two = [token("a", Some(1), 0), Seen { used: true, ..token("b", Some(2), 552) }];
+        assert_eq!(decide(Some("a"), &two, 553), (vec!["+at-b".to_owned()], Some(3)));
     }
 
     #[test]

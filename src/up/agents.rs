@@ -37,11 +37,16 @@ pub struct LocalAgent {
 
 impl PartialEq for LocalAgent {
     fn eq(&self, other: &Self) -> bool {
-        let Self { pool, token, slots, run_as_root } = self;
-        *pool == other.pool
-            && token.expose_secret() == other.token.expose_secret()
-            && *slots == other.slots
-            && *run_as_root == other.run_as_root
+        self.is_served_by(other) && self.token.expose_secret() == other.token.expose_secret()
+    }
+}
+
+impl LocalAgent {
+    /// Whether a running one can stay when this is wanted. Another token is no reason to start it again: it is for
+    /// registering, and a token that another one replaced does not end what registered with it.
+    fn is_served_by(&self, running: &Self) -> bool {
+        let Self { pool, token: _, slots, run_as_root } = self;
+        *pool == running.pool && *slots == running.slots && *run_as_root == running.run_as_root
     }
 }
 
@@ -107,21 +112,25 @@ pub async fn keep(
     events: tokio::sync::mpsc::UnboundedSender<Event>,
     shutdown: Shutdown,
 ) {
-    let mut running: BTreeMap<Key, (LocalAgent, Shutdown)> = BTreeMap::new();
+    let mut running: BTreeMap<Key, (watch::Sender<LocalAgent>, Shutdown)> = BTreeMap::new();
     loop {
         let now: Wanted = wanted.borrow_and_update().clone();
-        running.retain(|key, (agent, stop)| {
-            let keep = now.get(key) == Some(agent);
-            if !keep {
-                stop.drain.cancel();
+        running.retain(|key, (agent, stop)| match now.get(key).filter(|wanted| wanted.is_served_by(&agent.borrow())) {
+            Some(wanted) => {
+                agent.send_replace(wanted.clone());
+                true
             }
-            keep
+            None => {
+                stop.drain.cancel();
+                false
+            }
         });
         for (key, agent) in now {
             let Entry::Vacant(free) = running.entry(key) else { continue };
             let stop = shutdown.clone().into_child();
-            shutdown.spawn(one(settings.clone(), free.key().clone(), agent.clone(), events.clone(), stop.clone()));
-            free.insert((agent, stop));
+            let (sender, latest) = watch::channel(agent);
+            shutdown.spawn(one(settings.clone(), free.key().clone(), latest, events.clone(), stop.clone()));
+            free.insert((sender, stop));
         }
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
@@ -130,16 +139,17 @@ pub async fn keep(
     }
 }
 
-/// Runs one agent, again and again while it fails.
+/// Runs one agent, again and again while it fails: each time with the token of that moment.
 async fn one(
     settings: Settings,
     key: Key,
-    local: LocalAgent,
+    latest: watch::Receiver<LocalAgent>,
     events: tokio::sync::mpsc::UnboundedSender<Event>,
     stop: Shutdown,
 ) {
     let data = settings.data.join(directory(&key));
     while !stop.drain.is_cancelled() {
+        let local = latest.borrow().clone();
         let config = match config(&settings, &local, &data) {
             Ok(config) => config,
             Err(text) => return tell(&events, &key, Event::trouble, text),

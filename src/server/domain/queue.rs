@@ -86,6 +86,7 @@ pub async fn claim(
         drop(connection);
         try_claim(app, caller, request, &held).await
     };
+    // `Some(None)`: waiting on is of no use.
     let end = async {
         tokio::select! {
             () = tokio::time::sleep(wait(request.wait_ms)) => {}
@@ -93,7 +94,7 @@ pub async fn claim(
             () = gone => {}
         }
     };
-    app.wakes.wait_until(Topic::Queue(caller.pool.clone()), end, look).await
+    Ok(app.wakes.wait_until(Topic::Queue(caller.pool.clone()), end, look).await?.flatten())
 }
 
 /// The agent leaves and wants to know whether its last claim got a job. Afterwards that claim gets none any more,
@@ -115,18 +116,21 @@ async fn try_claim(
     caller: &Caller<'_>,
     request: &ClaimRequest,
     held: &HeldClaim,
-) -> Result<Option<JobSpec>> {
+) -> Result<Option<Option<JobSpec>>> {
     let &Caller { agent, pool, .. } = caller;
     loop {
         let mut unit = Unit::begin(app).await?;
         store::agents::lock(&mut unit, agent).await?;
         caller.check(&mut unit).await?;
         if let Some(job) = store::jobs::by_claim(&mut unit, agent, &request.claim_id).await? {
-            return job_spec::build(&mut unit, &job).await.map(Some);
+            return job_spec::build(&mut unit, &job).await.map(|spec| Some(Some(spec)));
         }
         let known = store::agents::get(&mut unit, agent).await?.ok_or_else(|| Error::not_found("Agent", agent))?;
         // Here, not before: whoever was told that the agent has no job and gets none must be right.
-        if known.cordoned || known.draining || !held.is_newest() {
+        if !held.is_newest() {
+            return Ok(Some(None));
+        }
+        if known.cordoned || known.draining {
             return Ok(None);
         }
         let now = unit.now;
@@ -155,7 +159,7 @@ async fn try_claim(
         if let Some(spec) = spec {
             app.metrics.claimed(since(now, job.queued_at));
             tracing::info!(job = %job.id, epoch = job.epoch, run = %job.run_id, agent = %agent, waited_ms = now - job.queued_at, "job claimed");
-            return Ok(Some(spec));
+            return Ok(Some(Some(spec)));
         }
     }
 }

@@ -223,6 +223,12 @@ impl TestApp {
         runs::get(&mut connection, &run.id).await.unwrap()
     }
 
+    /// The run's workspace as it is now.
+    pub async fn reread_workspace_of(&self, run: &Run) -> Workspace {
+        let mut connection = self.app.store.read().await.unwrap();
+        store::workspaces::get(&mut connection, &run.workspace_id).await.unwrap().unwrap()
+    }
+
     /// The workspace as it is now.
     pub async fn reread_workspace(&self, workspace: &Workspace) -> Workspace {
         let mut connection = self.app.store.read().await.unwrap();
