@@ -34,14 +34,23 @@ pub fn install_tls_provider() {
 /// # Errors
 /// When the file cannot be read or holds no certificates.
 pub fn client(extra_ca: Option<&Path>) -> Result<reqwest::Client, Error> {
+    let Some(path) = extra_ca else { return client_with_ca(None) };
+    let name = || path.display().to_string();
+    let pem = std::fs::read(path).map_err(|source| Error::ReadCa { path: name(), source })?;
+    client_with_ca(Some((&name(), &pem)))
+}
+
+/// A client that trusts the system's certificates, and those of `extra_ca`: what they are called, and their PEM text.
+///
+/// # Errors
+/// When the text holds no certificates.
+pub fn client_with_ca(extra_ca: Option<(&str, &[u8])>) -> Result<reqwest::Client, Error> {
     install_tls_provider();
     let mut builder =
         reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(REQUEST_TIMEOUT).user_agent(USER_AGENT);
-    if let Some(path) = extra_ca {
-        let name = || path.display().to_string();
-        let pem = std::fs::read(path).map_err(|source| Error::ReadCa { path: name(), source })?;
-        let certificates =
-            reqwest::Certificate::from_pem_bundle(&pem).map_err(|source| Error::ParseCa { path: name(), source })?;
+    if let Some((name, pem)) = extra_ca {
+        let certificates = reqwest::Certificate::from_pem_bundle(pem)
+            .map_err(|source| Error::ParseCa { path: name.to_owned(), source })?;
         builder = builder.tls_certs_merge(certificates);
     }
     builder.build().map_err(|source| Error::Build { source })

@@ -128,7 +128,7 @@ async fn stop_in_time(shutdown: &Shutdown, limit: Option<Span>) -> Infallible {
     std::future::pending().await
 }
 
-fn host_name() -> String {
+pub(super) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
     if name.is_empty() { "agent".to_owned() } else { name.to_owned() }

@@ -10,6 +10,7 @@ use crate::{agent::engine::Engines, telemetry};
 mod agent;
 mod crds;
 mod demo;
+mod operator;
 mod progress;
 mod server;
 mod up;
@@ -51,6 +52,8 @@ enum Command {
     /// Run an agent.
     #[command(subcommand)]
     Agent(agent::Command),
+    /// Run the Kubernetes operator: AgentPools and WorkspaceLinks of a cluster.
+    Operator(Box<operator::Args>),
     /// Print the definitions of the custom resources, to apply them with kubectl.
     Crds,
 }
@@ -74,7 +77,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         LogFormat::Json => telemetry::Format::Json,
     };
     let filter = cli.logging.log.as_deref().unwrap_or(match &cli.command {
-        Command::Server(_) | Command::Agent(_) => "info",
+        Command::Server(_) | Command::Agent(_) | Command::Operator(_) => "info",
         Command::Demo(_) | Command::Up(_) | Command::Crds => "error",
     });
     telemetry::init(filter, format).context("--log is no filter")?;
@@ -86,6 +89,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Up(args) => up::run(args).await,
             Command::Server(args) => server::run(args).await,
             Command::Agent(command) => agent::run(command).await,
+            Command::Operator(args) => operator::run(*args).await,
             Command::Crds => crds::run(),
         }
     })

@@ -54,7 +54,35 @@ pub mod reason {
     pub const LINKED_WORKSPACES: &str = "LinkedWorkspaces";
     pub const PAUSED: &str = "Paused";
     pub const INVALID_SPEC: &str = "InvalidSpec";
+    /// The API server or an admission webhook refuses what the agents are made of.
+    pub const REFUSED: &str = "Refused";
+    pub const AGENTS_STARTING: &str = "AgentsStarting";
+    pub const SCALED_TO_ZERO: &str = "ScaledToZero";
+    pub const AGENTS_ELSEWHERE: &str = "AgentsElsewhere";
+    pub const AGENT_FAILED: &str = "AgentFailed";
+    pub const DELETING: &str = "Deleting";
+    pub const API_SERVER_UNREACHABLE: &str = "ApiServerUnreachable";
+    pub const ROOT_ACKNOWLEDGED: &str = "RootAcknowledged";
 }
+
+/// Reasons that are worth an event: somebody may have to mend something.
+pub const WARNINGS: [&str; 15] = [
+    reason::CONTROL_PLANE_UNREACHABLE,
+    reason::CREDENTIALS_INVALID,
+    reason::NAME_CONFLICT,
+    reason::SCOPE_DENIED,
+    reason::POOL_NOT_FOUND,
+    reason::ENVIRONMENT_NOT_FOUND,
+    reason::ALREADY_LINKED_ELSEWHERE,
+    reason::QUOTA_EXCEEDED,
+    reason::UNSCHEDULABLE,
+    reason::IMAGE_PULL_FAILED,
+    reason::LINKED_WORKSPACES,
+    reason::INVALID_SPEC,
+    reason::REFUSED,
+    reason::AGENT_FAILED,
+    reason::PAUSED,
+];
 
 /// What is observed, about to become a condition.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,6 +13,7 @@ pub mod agents;
 pub mod common;
 pub mod conditions;
 pub mod pods;
+pub mod quantity;
 pub mod rules;
 pub mod schema;
 pub mod workspace_link;
@@ -48,6 +49,9 @@ pub mod names {
     pub const PAUSED: &str = "terrapool.dev/paused";
     /// Annotation whose change asks for a reconcile at once.
     pub const RECONCILE_REQUEST: &str = "terrapool.dev/requestedAt";
+    /// Annotation that lets an object go whose control plane is gone for good, when its value is `true`: what is left
+    /// there stays there.
+    pub const FORCE_DELETE: &str = "terrapool.dev/force-delete";
     /// Field manager of server-side apply for AgentPools; status writes append `-status`.
     pub const POOL_MANAGER: &str = "terrapool-agentpool";
     /// Field manager of server-side apply for WorkspaceLinks; status writes append `-status`.

@@ -8,7 +8,6 @@
 
 pub mod link;
 pub mod pool;
-mod quantity;
 pub mod seam;
 pub mod token;
 
@@ -43,6 +42,11 @@ pub enum Error {
     /// A test's fault.
     #[error("could not {kind}: fault injected")]
     Injected { kind: WriteKind },
+    #[error("could not {kind}: another operator leads now")]
+    NotLeading { kind: WriteKind },
+    /// Not an error of anybody: a dry run got to here.
+    #[error("would {kind}")]
+    Planned { kind: WriteKind },
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -53,7 +57,7 @@ impl Error {
     pub fn cause(&self) -> Option<&iacp::Error> {
         match self {
             Self::Read { source, .. } | Self::Write { source, .. } => Some(source),
-            Self::Injected { .. } => None,
+            Self::Injected { .. } | Self::NotLeading { .. } | Self::Planned { .. } => None,
         }
     }
 
@@ -86,7 +90,8 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
 }

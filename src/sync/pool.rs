@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Context, Error, Outcome, Result, TokenReport, Waiting, WriteKind, found, quantity, reading, token};
+use super::{Context, Error, Outcome, Result, TokenReport, Waiting, WriteKind, found, reading, token};
 use crate::{
     api::iacp::{AgentPoolAttributes, RunSettings},
     client::iacp::{self, Pool},
@@ -12,6 +12,7 @@ use crate::{
         agent_pool::{AdoptionPolicy, AgentPoolSpec, PoolDeletion, RunUser, Runs, ScopeType},
         conditions::reason,
         pods::Resources,
+        quantity,
     },
     ids::{EnvironmentId, TokenId},
 };
@@ -291,6 +292,18 @@ pub enum Deleted {
     Gone,
     /// It stays, as `deletionPolicy: Retain` asks.
     Retained,
+}
+
+/// What stands in the way of deleting the pool of a deleted object, as far as can be seen; reads only.
+///
+/// # Errors
+/// When a call failed; the next pass tries again.
+pub async fn blocked(context: &Context, uid: &str, spec: &AgentPoolSpec) -> Result<Option<Waiting>> {
+    let pool = context.control_plane.pool_by_external_id(uid).await.map_err(reading("look for the pool"))?;
+    match pool.filter(|pool| spec.deletion_policy == PoolDeletion::Delete && !pool.workspaces.is_empty()) {
+        Some(pool) => in_use(context, &pool).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Removes what was made for an object. Needs nothing but its uid and spec.

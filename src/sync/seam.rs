@@ -1,5 +1,5 @@
-//! The seam that every write to the control plane passes. Outside of tests it is nothing but a counter; a
-//! test's hook sees each write before it happens and may fail, delay or cut it there.
+//! The seam that every write to the control plane passes. It counts them; a hook sees each write before it happens and
+//! may withhold it (an operator that does not lead, a dry run), or in a test fail, delay or cut it there.
 
 use std::{
     fmt,
@@ -27,6 +27,9 @@ pub enum WriteKind {
     RetireToken,
     LinkWorkspace,
     UnlinkWorkspace,
+    CordonAgent,
+    UncordonAgent,
+    FailQueued,
 }
 
 impl fmt::Display for WriteKind {
@@ -41,6 +44,9 @@ impl fmt::Display for WriteKind {
             Self::RetireToken => "retire a pool token",
             Self::LinkWorkspace => "link the workspace",
             Self::UnlinkWorkspace => "unlink the workspace",
+            Self::CordonAgent => "cordon an agent",
+            Self::UncordonAgent => "uncordon an agent",
+            Self::FailQueued => "end what waits in the queue",
         })
     }
 }
@@ -59,11 +65,15 @@ pub enum Fault {
     CutBefore,
     /// It happens, and nothing goes on: the process died just after.
     CutAfter,
+    /// It does not happen: this process may not write any more.
+    Fenced,
+    /// It does not happen: this is a dry run.
+    Planned,
 }
 
 type Hook = dyn Fn(WriteKind, u64) -> Fault + Send + Sync;
 
-/// Counts writes, and lets a test's hook decide on each.
+/// Counts writes, and lets a hook decide on each.
 #[derive(Clone, Default)]
 pub struct Seam {
     writes: Arc<AtomicU64>,
@@ -88,17 +98,19 @@ impl Seam {
         self.writes.load(Ordering::SeqCst)
     }
 
-    pub(super) async fn write<T>(
-        &self,
-        kind: WriteKind,
-        call: impl Future<Output = Result<T, iacp::Error>>,
-    ) -> Result<T> {
+    /// Makes a write, unless the hook decides otherwise.
+    ///
+    /// # Errors
+    /// What the call ended with, or what the hook wants.
+    pub async fn write<T>(&self, kind: WriteKind, call: impl Future<Output = Result<T, iacp::Error>>) -> Result<T> {
         let number = self.writes.fetch_add(1, Ordering::SeqCst) + 1;
         let fault = self.hook.as_ref().map_or(Fault::None, |hook| hook(kind, number));
         match fault {
             Fault::None | Fault::LoseAnswer | Fault::CutAfter => {}
             Fault::Delay(time) => tokio::time::sleep(time).await,
             Fault::Refuse => return Err(Error::Injected { kind }),
+            Fault::Fenced => return Err(Error::NotLeading { kind }),
+            Fault::Planned => return Err(Error::Planned { kind }),
             Fault::CutBefore => pending().await,
         }
         let result = call.await.map_err(|source| Error::Write { kind, source: Box::new(source) });

@@ -1,7 +1,7 @@
 //! Amounts of resources as Kubernetes writes them: `512Mi`, `500m`, `1.5`. Pure.
 
 /// Thousandths of the unit; rounded up, since a limit of nearly nothing is not nothing. `None`: not an amount.
-pub(super) fn thousandths(text: &str) -> Option<i64> {
+pub fn thousandths(text: &str) -> Option<i64> {
     let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '+' || c == '-')).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
     let factor = match suffix {

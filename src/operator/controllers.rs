@@ -1,0 +1,228 @@
+//! The two controllers of one namespace, or of all: their watches, what triggers a visit, how many at a time.
+
+use std::{
+    collections::hash_map::DefaultHasher,
+    hash::{Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt, stream};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Client, Resource, ResourceExt,
+    runtime::{
+        Controller, PredicateConfig, WatchStreamExt,
+        controller::{self, Action},
+        reflector::{self, ObjectRef, Store},
+        watcher,
+    },
+};
+use tokio::sync::mpsc;
+
+use super::{
+    Common, Error,
+    health::Pending,
+    link,
+    owned::{self, FILL, Owned, Triggers, api},
+    pool,
+};
+use crate::{
+    crd::{AgentPool, WorkspaceLink, names},
+    shutdown::Shutdown,
+    telemetry::Chain,
+};
+
+/// Objects that a list asks for at a time: bounds the memory of the first list.
+const PAGE: u32 = 100;
+
+/// Triggers of one object within this time are one visit.
+const DEBOUNCE: Duration = Duration::from_millis(5);
+
+/// What is needed to run the controllers.
+pub(super) struct Controllers {
+    pub(super) common: Common,
+    pub(super) namespace: Option<String>,
+    pub(super) owned_triggers: Vec<Triggers>,
+    /// Pools of which a control plane says that something changed.
+    pub(super) changed: mpsc::UnboundedReceiver<ObjectRef<AgentPool>>,
+    pub(super) concurrency: u16,
+    pub(super) pending: Pending,
+}
+
+impl Controllers {
+    /// Runs both controllers until `shutdown.drain`; visits that have begun are finished.
+    pub(super) async fn run(self, shutdown: Shutdown) {
+        let part = format!("caches of {}", self.namespace.as_deref().unwrap_or("all namespaces"));
+        self.pending.waits(&part, "the first lists of the API server");
+        let (pods, pod_triggers) = follow_pods(self.common.cluster.client(), self.namespace.as_deref());
+        let (triggered, triggers) = mpsc::unbounded_channel();
+        let mut sources = self.owned_triggers;
+        sources.push(pod_triggers);
+        sources.push(stream_of(self.changed).boxed());
+        // Err: the controllers have ended.
+        let pump = stream::select_all(sources).for_each(move |pool| {
+            drop(triggered.send(pool));
+            async {}
+        });
+        let owned = self.common.owned.clone();
+        let controllers = async {
+            // Before that, what is there would look as if it were not.
+            while !filled(&owned, &pods).await {
+                tracing::warn!("the API server has not answered the first lists yet; see readiness");
+            }
+            self.pending.done(&part);
+            tracing::info!(namespace = self.namespace.as_deref().unwrap_or("all"), "controllers start");
+            let namespace = self.namespace.as_deref();
+            run_both(self.common.clone(), namespace, pods.clone(), triggers, self.concurrency, &shutdown).await;
+        };
+        tokio::select! {
+            () = pump => {}
+            () = controllers => {}
+        }
+    }
+}
+
+async fn filled(owned: &Owned, pods: &Store<Pod>) -> bool {
+    let all = async { owned.ready().await && pods.wait_until_ready().await.is_ok() };
+    tokio::time::timeout(FILL, all).await.is_ok()
+}
+
+async fn run_both(
+    common: Common,
+    namespace: Option<&str>,
+    pods: Store<Pod>,
+    triggers: mpsc::UnboundedReceiver<ObjectRef<AgentPool>>,
+    concurrency: u16,
+    shutdown: &Shutdown,
+) {
+    let client = common.cluster.client().clone();
+    let (pools, pool_writer) = reflector::store::<AgentPool>();
+    let (links, link_writer) = reflector::store::<WorkspaceLink>();
+    let link_context = Arc::new(link::Context::new(common.clone()));
+    let pool_context = Arc::new(pool::Context::new(common, pods));
+    let waiting = Arc::clone(&link_context);
+    let (helped, helped_links) = mpsc::unbounded_channel();
+    let pool_stream = watcher(api::<AgentPool>(&client, namespace), paged())
+        .default_backoff()
+        .modify(slim)
+        .reflect(pool_writer)
+        .touched_objects()
+        .inspect(move |pool| {
+            if let Ok(pool) = pool {
+                waiting.waiting_for(pool).into_iter().for_each(|link| drop(helped.send(link)));
+            }
+        })
+        .predicate_filter(
+            |pool: &AgentPool| visited(pool, pool.status.as_ref().is_some_and(|status| !status.conditions.is_empty())),
+            PredicateConfig::default(),
+        );
+    let link_stream = watcher(api::<WorkspaceLink>(&client, namespace), paged())
+        .default_backoff()
+        .modify(slim)
+        .reflect(link_writer)
+        .touched_objects()
+        .predicate_filter(
+            |link: &WorkspaceLink| {
+                visited(link, link.status.as_ref().is_some_and(|status| !status.conditions.is_empty()))
+            },
+            PredicateConfig::default(),
+        );
+    let stop = || shutdown.drain.clone().cancelled_owned();
+    let config = || controller::Config::default().concurrency(concurrency).debounce(DEBOUNCE);
+    let pools = Controller::for_stream(pool_stream, pools)
+        .with_config(config())
+        .reconcile_on(stream_of(triggers))
+        .graceful_shutdown_on(stop())
+        .run(pool::reconcile, pool_failed, pool_context)
+        .for_each(|done| async move { log(done) });
+    let links = Controller::for_stream(link_stream, links)
+        .with_config(config())
+        .reconcile_on(stream_of(helped_links))
+        .graceful_shutdown_on(stop())
+        .run(link::reconcile, link_failed, link_context)
+        .for_each(|done| async move { log(done) });
+    tokio::join!(pools, links);
+}
+
+fn stream_of<T>(mut receiver: mpsc::UnboundedReceiver<T>) -> impl Stream<Item = T> {
+    stream::poll_fn(move |context| receiver.poll_recv(context))
+}
+
+fn paged() -> watcher::Config {
+    watcher::Config::default().page_size(PAGE)
+}
+
+/// What nobody here reads.
+fn slim<K: Resource>(object: &mut K) {
+    let meta = object.meta_mut();
+    meta.managed_fields = None;
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+}
+
+/// What a change of is worth a visit: not our own writes of status, but that somebody wiped it.
+fn visited<K: Resource>(object: &K, has_status: bool) -> Option<u64> {
+    let meta = object.meta();
+    let annotation = |name: &str| object.annotations().get(name).cloned();
+    let mut hasher = DefaultHasher::new();
+    (&meta.uid, meta.generation, &meta.finalizers, has_status).hash(&mut hasher);
+    meta.deletion_timestamp.is_some().hash(&mut hasher);
+    (annotation(names::PAUSED), annotation(names::RECONCILE_REQUEST), annotation(names::FORCE_DELETE))
+        .hash(&mut hasher);
+    Some(hasher.finish())
+}
+
+fn follow_pods(client: &Client, namespace: Option<&str>) -> (Store<Pod>, Triggers) {
+    let (store, writer) = reflector::store();
+    let stream = watcher(api::<Pod>(client, namespace), owned::labelled().page_size(PAGE))
+        .default_backoff()
+        .modify(|pod: &mut Pod| {
+            slim(pod);
+            // Decisions need what it was made for and how it does, which stand in labels, annotations and status.
+            if let Some(spec) = &mut pod.spec {
+                spec.volumes = None;
+            }
+        })
+        .reflect(writer)
+        .touched_objects();
+    let triggers = stream.filter_map(|pod| async move { pod.ok().as_ref().and_then(owned::owner) });
+    (store, triggers.boxed())
+}
+
+fn pool_failed(pool: Arc<AgentPool>, error: &Error, context: Arc<pool::Context>) -> Action {
+    let pause = context.common.pool_failures.failed(ObjectRef::from_obj(&*pool));
+    failed("AgentPool", &*pool, error, pause)
+}
+
+fn link_failed(link: Arc<WorkspaceLink>, error: &Error, context: Arc<link::Context>) -> Action {
+    let pause = context.common.link_failures.failed(ObjectRef::from_obj(&*link));
+    failed("WorkspaceLink", &*link, error, pause)
+}
+
+fn failed<K: Resource>(kind: &str, object: &K, error: &Error, pause: Duration) -> Action {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    if error.is_conflict() {
+        tracing::debug!(kind, namespace, name, "somebody else wrote first; looking again");
+    } else {
+        tracing::warn!(kind, namespace, name, error = %error.to_text(), again_in = ?pause, "not in line yet");
+    }
+    Action::requeue(pause)
+}
+
+/// What the controller itself has to say: visits that failed were told of by the error policy.
+fn log<K: Resource>(done: Result<(ObjectRef<K>, Action), controller::Error<Error, watcher::Error>>)
+where
+    K::DynamicType: std::fmt::Debug,
+{
+    match done {
+        Err(controller::Error::QueueError(error)) => {
+            tracing::warn!(error = %Chain(&error), "a watch broke off; trying on");
+        }
+        Err(error @ controller::Error::RunnerError(_)) => {
+            tracing::error!(error = %Chain(&error), "a controller has a fault");
+        }
+        Ok(_) | Err(controller::Error::ObjectNotFound(_) | controller::Error::ReconcilerFailed(..)) => {}
+    }
+}

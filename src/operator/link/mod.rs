@@ -1,0 +1,269 @@
+//! The controller of WorkspaceLinks. The work is [`crate::sync::link`]'s; here are the finalizer, the AgentPool that a
+//! link refers to, and the status.
+
+mod status;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Resource, ResourceExt,
+    runtime::{controller::Action, reflector::ObjectRef},
+};
+
+use self::status::Found;
+use super::{Common, Error, backoff::jittered, events::News, pool::is_paused};
+use crate::{
+    crd::{
+        AgentPool, LINK_FINALIZER, WorkspaceLink,
+        conditions::{self, reason},
+        names,
+    },
+    sync::{self, LinkInput, Outcome, Waiting},
+};
+
+/// What is waited for outside of the cluster is looked at again after this long.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// What every pass over a link works with.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) common: Common,
+    done: Mutex<HashMap<ObjectRef<WorkspaceLink>, Done>>,
+    /// Links that wait for something about their pool.
+    waiting: Mutex<HashMap<ObjectRef<AgentPool>, BTreeSet<String>>>,
+}
+
+/// A link that was in line a moment ago.
+#[derive(Debug, Clone, PartialEq)]
+struct Done {
+    uid: Option<String>,
+    generation: Option<i64>,
+    asked: Option<String>,
+    until: tokio::time::Instant,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Context {
+    pub(super) fn new(common: Common) -> Self {
+        Self { common, done: Mutex::default(), waiting: Mutex::default() }
+    }
+
+    /// The links that an event of this pool may help.
+    pub(super) fn waiting_for(&self, pool: &AgentPool) -> Vec<ObjectRef<WorkspaceLink>> {
+        let names = lock(&self.waiting).get(&ObjectRef::from_obj(pool)).cloned().unwrap_or_default();
+        let namespace = pool.namespace().unwrap_or_default();
+        names.iter().map(|name| ObjectRef::new(name).within(&namespace)).collect()
+    }
+
+    fn wait(&self, link: &WorkspaceLink, waits: bool) {
+        let Some(pool) = &link.spec.pool_ref else { return };
+        let key = ObjectRef::new(&pool.name).within(&link.namespace().unwrap_or_default());
+        let mut waiting = lock(&self.waiting);
+        if waits {
+            waiting.entry(key).or_default().insert(link.name_any());
+        } else if let Some(names) = waiting.get_mut(&key) {
+            names.remove(&link.name_any());
+            if names.is_empty() {
+                waiting.remove(&key);
+            }
+        }
+    }
+
+    fn forget(&self, link: &WorkspaceLink) {
+        lock(&self.done).remove(&ObjectRef::from_obj(link));
+        self.wait(link, false);
+    }
+}
+
+fn asked(link: &WorkspaceLink) -> Option<String> {
+    link.annotations().get(names::RECONCILE_REQUEST).cloned()
+}
+
+/// Brings one link into line.
+///
+/// # Errors
+/// When a call failed; the next pass tries again.
+pub(super) async fn reconcile(seen: Arc<WorkspaceLink>, context: Arc<Context>) -> Result<Action, Error> {
+    let started = tokio::time::Instant::now();
+    let result = visit(&seen, &context).await;
+    context.common.metrics.reconciled("workspacelink", started.elapsed(), result.as_ref().err().map(Error::reason));
+    let next = result?;
+    context.common.link_failures.succeeded(&ObjectRef::from_obj(&*seen));
+    Ok(next.map_or_else(Action::await_change, Action::requeue))
+}
+
+async fn visit(seen: &WorkspaceLink, context: &Context) -> Result<Option<Duration>, Error> {
+    let now = tokio::time::Instant::now();
+    let done = lock(&context.done).get(&ObjectRef::from_obj(seen)).cloned().filter(|done| {
+        done.uid == seen.uid()
+            && done.generation == seen.meta().generation
+            && done.asked == asked(seen)
+            && seen.meta().deletion_timestamp.is_none()
+            && !is_paused(seen)
+            && seen.status.as_ref().is_some_and(|status| !status.conditions.is_empty())
+            && now < done.until
+    });
+    if let Some(done) = done {
+        return Ok(Some(done.until - now));
+    }
+    let namespace = seen.namespace().unwrap_or_default();
+    // What a cache says may be long over: nothing is linked for an object that is gone.
+    let Some(link) = context.common.cluster.get::<WorkspaceLink>(&namespace, &seen.name_any()).await? else {
+        context.forget(seen);
+        return Ok(None);
+    };
+    let pass = Pass { context, common: &context.common, link: &link, namespace };
+    if is_paused(&link) {
+        let message = format!("the annotation {} stops everything for this object: remove it to go on", names::PAUSED);
+        pass.tell(&Found::Waiting(Waiting::new(reason::PAUSED, message))).await?;
+        return Ok(None);
+    }
+    if link.meta().deletion_timestamp.is_some() {
+        return pass.delete().await;
+    }
+    match pass.bring_into_line().await {
+        Ok(next) => Ok(Some(next)),
+        Err(error) => {
+            context.forget(&link);
+            if !error.is_conflict() {
+                pass.tell(&Found::Failed { reason: error.reason(), message: error.to_text() }).await?;
+            }
+            Err(error)
+        }
+    }
+}
+
+struct Pass<'a> {
+    context: &'a Context,
+    common: &'a Common,
+    link: &'a WorkspaceLink,
+    namespace: String,
+}
+
+impl Pass<'_> {
+    async fn bring_into_line(&self) -> Result<Duration, Error> {
+        let mut finalizers = self.link.finalizers().to_vec();
+        if !finalizers.iter().any(|name| name == LINK_FINALIZER) {
+            finalizers.push(LINK_FINALIZER.to_owned());
+            self.common.cluster.set_finalizers(self.link, &finalizers).await?;
+        }
+        let found = self.find().await?;
+        self.tell(&found).await?;
+        let waits = matches!(found, Found::Waiting(_));
+        self.context.wait(self.link, waits);
+        let key = ObjectRef::from_obj(self.link);
+        if waits {
+            lock(&self.context.done).remove(&key);
+            return Ok(jittered(LOOK_AGAIN));
+        }
+        let rest = jittered(self.common.resync);
+        let done = Done {
+            uid: self.link.uid(),
+            generation: self.link.meta().generation,
+            asked: asked(self.link),
+            until: tokio::time::Instant::now() + rest,
+        };
+        lock(&self.context.done).insert(key, done);
+        Ok(rest)
+    }
+
+    async fn find(&self) -> Result<Found, Error> {
+        let pool = self.pool().await?;
+        if let Some(target) = &self.link.spec.pool_ref
+            && pool.is_none()
+        {
+            let message =
+                format!("there is no AgentPool `{}` in this namespace: create it, or correct poolRef", target.name);
+            return Ok(Found::Waiting(Waiting::new(reason::POOL_NOT_FOUND, message)));
+        }
+        let reference = match &pool {
+            Some(pool) => pool.spec.control_plane.as_ref(),
+            None => self.link.spec.control_plane.as_ref(),
+        };
+        let connection = match self.common.control_planes.resolve(&self.namespace, reference).await? {
+            Ok(connection) => connection,
+            Err(waiting) => return Ok(Found::Waiting(waiting)),
+        };
+        let uid = pool.and_then(|pool| pool.metadata.uid);
+        let input = LinkInput { spec: &self.link.spec, pool_uid: uid.as_deref() };
+        match sync::link::reconcile(&self.common.sync(&connection.control_plane), input).await? {
+            Outcome::Done(report) => Ok(Found::Linked(Box::new(report))),
+            Outcome::Waiting(waiting) => Ok(Found::Waiting(waiting)),
+        }
+    }
+
+    /// The AgentPool that the link refers to: read afresh, because its uid decides which pool is linked.
+    async fn pool(&self) -> Result<Option<AgentPool>, Error> {
+        match &self.link.spec.pool_ref {
+            Some(target) => Ok(self.common.cluster.get::<AgentPool>(&self.namespace, &target.name).await?),
+            None => Ok(None),
+        }
+    }
+
+    async fn delete(&self) -> Result<Option<Duration>, Error> {
+        if !self.link.finalizers().iter().any(|name| name == LINK_FINALIZER) {
+            self.context.forget(self.link);
+            return Ok(None);
+        }
+        if let Err(error) = self.unlink().await {
+            if !error.is_conflict() {
+                let message = format!("cannot be unlinked now: {}", error.to_text());
+                self.tell(&Found::Failed { reason: error.reason(), message }).await?;
+            }
+            return Err(error);
+        }
+        let rest: Vec<String> = self.link.finalizers().iter().filter(|name| *name != LINK_FINALIZER).cloned().collect();
+        self.common.cluster.set_finalizers(self.link, &rest).await?;
+        self.context.forget(self.link);
+        Ok(None)
+    }
+
+    async fn unlink(&self) -> Result<(), Error> {
+        let pool = self.pool().await?;
+        if self.link.spec.pool_ref.is_some() && pool.is_none() {
+            // A pool in use is not deleted before its links: this one is not in use.
+            return Ok(());
+        }
+        let reference = match &pool {
+            Some(pool) => pool.spec.control_plane.as_ref(),
+            None => self.link.spec.control_plane.as_ref(),
+        };
+        let connection = match self.common.control_planes.resolve(&self.namespace, reference).await? {
+            Ok(connection) => connection,
+            Err(waiting) => return Err(Error::Waiting(waiting)),
+        };
+        let uid = pool.and_then(|pool| pool.metadata.uid);
+        let input = LinkInput { spec: &self.link.spec, pool_uid: uid.as_deref() };
+        sync::link::delete(&self.common.sync(&connection.control_plane), input).await?;
+        Ok(())
+    }
+
+    async fn tell(&self, found: &Found) -> Result<(), Error> {
+        let old = self.link.status.as_ref();
+        let now = Timestamp::from_millisecond(self.common.clock.now_ms()).unwrap_or_default();
+        let new = status::compute(old, found, self.link.meta().generation, now);
+        if old == Some(&new) {
+            return Ok(());
+        }
+        let manager = format!("{}-status", names::LINK_MANAGER);
+        self.common.cluster.apply_status(self.link, &manager, &new).await?;
+        let ready = |conditions: &[_]| conditions::get(conditions, conditions::READY).cloned();
+        let was = old.and_then(|old| ready(&old.conditions));
+        if let Some(is) = ready(&new.conditions)
+            && is.status == "False"
+            && was.is_none_or(|was| was.reason != is.reason)
+            && let Some(reason) = conditions::WARNINGS.iter().find(|reason| **reason == is.reason)
+        {
+            self.common.events.publish(self.link, News { warning: true, reason, note: is.message }).await;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,130 @@
+//! What the pools own beside Pods and Secrets, as last heard of: names only. Tells the controller when one of them
+//! changes, and which are left from an earlier mode.
+
+use std::time::Duration;
+
+use futures::{StreamExt, stream::BoxStream};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt,
+        reflector::{self, ObjectRef, Store},
+        watcher,
+    },
+};
+use serde::de::DeserializeOwned;
+
+use super::workloads::OwnedKind;
+use crate::crd::{AgentPool, names};
+
+/// Stores of the names of what pools own.
+#[derive(Debug, Clone)]
+pub(super) struct Owned {
+    daemon_sets: Store<PartialObjectMeta<DaemonSet>>,
+    deployments: Store<PartialObjectMeta<Deployment>>,
+    network_policies: Store<PartialObjectMeta<NetworkPolicy>>,
+    disruption_budgets: Store<PartialObjectMeta<PodDisruptionBudget>>,
+}
+
+/// Pools of which something changed.
+pub(super) type Triggers = BoxStream<'static, ObjectRef<AgentPool>>;
+
+impl Owned {
+    /// The stores, and the streams that fill them: they must be polled.
+    pub(super) fn new(client: &Client, namespace: Option<&str>) -> (Self, Vec<Triggers>) {
+        let (daemon_sets, a) = follow(client, namespace);
+        let (deployments, b) = follow(client, namespace);
+        let (network_policies, c) = follow(client, namespace);
+        let (disruption_budgets, d) = follow(client, namespace);
+        (Self { daemon_sets, deployments, network_policies, disruption_budgets }, vec![a, b, c, d])
+    }
+
+    /// Resolves when all stores have been filled once.
+    pub(super) async fn ready(&self) -> bool {
+        let Self { daemon_sets, deployments, network_policies, disruption_budgets } = self;
+        daemon_sets.wait_until_ready().await.is_ok()
+            && deployments.wait_until_ready().await.is_ok()
+            && network_policies.wait_until_ready().await.is_ok()
+            && disruption_budgets.wait_until_ready().await.is_ok()
+    }
+
+    /// Name and uid of each object of that kind that the AgentPool of that uid owns.
+    pub(super) fn of(&self, kind: OwnedKind, namespace: &str, uid: &str) -> Vec<(String, String)> {
+        match kind {
+            OwnedKind::DaemonSet => owned_by(&self.daemon_sets, namespace, uid),
+            OwnedKind::Deployment => owned_by(&self.deployments, namespace, uid),
+            OwnedKind::NetworkPolicy => owned_by(&self.network_policies, namespace, uid),
+            OwnedKind::PodDisruptionBudget => owned_by(&self.disruption_budgets, namespace, uid),
+        }
+    }
+}
+
+type Followed<K> = Store<PartialObjectMeta<K>>;
+
+fn owned_by<K>(store: &Followed<K>, namespace: &str, uid: &str) -> Vec<(String, String)>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let of_pool = |object: &PartialObjectMeta<K>| {
+        object.metadata.namespace.as_deref() == Some(namespace)
+            && object.owner_references().iter().any(|owner| owner.uid == uid)
+    };
+    let named = |object: &PartialObjectMeta<K>| (object.name_any(), object.metadata.uid.clone().unwrap_or_default());
+    store.state_filter(of_pool).iter().map(|object| named(object)).collect()
+}
+
+fn follow<K>(client: &Client, namespace: Option<&str>) -> (Followed<K>, Triggers)
+where
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    let (store, writer) = reflector::store();
+    let stream = watcher(api::<PartialObjectMeta<K>>(client, namespace), labelled())
+        .default_backoff()
+        .modify(slim_meta)
+        .reflect(writer)
+        .touched_objects();
+    let triggers = stream.filter_map(|object| async move { object.ok().as_ref().and_then(owner) });
+    (store, triggers.boxed())
+}
+
+/// All objects of a kind: of one namespace, or of all.
+pub(super) fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// Only what belongs to pools.
+pub(super) fn labelled() -> watcher::Config {
+    watcher::Config::default().labels(names::POOL_LABEL)
+}
+
+fn slim_meta<K>(object: &mut PartialObjectMeta<K>) {
+    object.metadata.managed_fields = None;
+    object.metadata.annotations = None;
+}
+
+/// The AgentPool that owns the object.
+pub(super) fn owner<K: Resource>(object: &K) -> Option<ObjectRef<AgentPool>> {
+    let owner = object.owner_references().iter().find(|owner| owner.kind == "AgentPool")?;
+    Some(ObjectRef::new(&owner.name).within(object.meta().namespace.as_deref()?))
+}
+
+/// How long stores may take to fill before it is said that they do not.
+pub(super) const FILL: Duration = Duration::from_secs(20);

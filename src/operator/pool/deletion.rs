@@ -1,0 +1,109 @@
+//! The end of a pool: refused while something uses it, and then without a trace. The finalizer goes last.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Resource, ResourceExt};
+
+use super::{LOOK_AGAIN, Pass, secret, secret::Ownership, secret_name, status::Fact};
+use crate::{
+    crd::{POOL_FINALIZER, conditions::reason, names},
+    operator::{Error, backoff::jittered, events::News},
+    sync::{self, Outcome},
+};
+
+/// A control plane that refuses is asked again after this long; with a server that tells of changes it is sooner.
+const BLOCKED: Duration = Duration::from_secs(5);
+
+impl Pass<'_> {
+    /// One pass over a pool that is to go; when to come again.
+    pub(super) async fn delete(&mut self) -> Result<Option<Duration>, Error> {
+        if !self.pool.finalizers().iter().any(|name| name == POOL_FINALIZER) {
+            self.context.forget(self.pool);
+            return Ok(None);
+        }
+        match self.remove().await {
+            Ok(None) => {
+                self.context.forget(self.pool);
+                Ok(None)
+            }
+            Ok(Some(next)) => {
+                self.facts.not_ready = self
+                    .facts
+                    .deletion_blocked
+                    .clone()
+                    .map(|fact| Fact { holds: Some(false), ..fact })
+                    .or_else(|| self.facts.draining.clone().map(|fact| Fact { holds: Some(false), ..fact }));
+                let facts = self.facts.clone();
+                self.tell(&facts, None).await?;
+                Ok(Some(next))
+            }
+            Err(error) => {
+                if !error.is_conflict() {
+                    self.facts.not_ready = Some(Fact::no(error.reason(), error.to_text()));
+                    let facts = self.facts.clone();
+                    self.tell(&facts, None).await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes away what there is, from the outside in. `None`: all of it is gone.
+    async fn remove(&mut self) -> Result<Option<Duration>, Error> {
+        match self.remove_everywhere().await {
+            // Somebody has said that nobody will ever answer there again.
+            Ok(Some(_)) | Err(Error::Sync(_) | Error::Demand { .. }) if self.is_forced() => {
+                let note = "what is left in the control plane stays there, as the annotation asks".to_owned();
+                self.common.events.publish(self.pool, News { warning: true, reason: "ForceDeleted", note }).await;
+                self.remove_from_cluster().await.map(|()| None)
+            }
+            other => other,
+        }
+    }
+
+    fn is_forced(&self) -> bool {
+        self.pool.annotations().get(names::FORCE_DELETE).is_some_and(|value| value == "true")
+    }
+
+    async fn remove_everywhere(&mut self) -> Result<Option<Duration>, Error> {
+        let spec = &self.pool.spec;
+        let connection = match self.common.control_planes.resolve(&self.namespace, spec.control_plane.as_ref()).await? {
+            Ok(connection) => connection,
+            Err(waiting) => {
+                let message =
+                    format!("{}. Until then the pool cannot be deleted in the control plane.", waiting.message);
+                self.facts.deletion_blocked = Some(Fact::yes(waiting.reason, message));
+                return Ok(Some(jittered(LOOK_AGAIN)));
+            }
+        };
+        let sync = self.common.sync(&connection.control_plane);
+        // First whether it may go at all: agents of a pool in use go on working.
+        if let Some(waiting) = sync::pool::blocked(&sync, &self.uid, spec).await? {
+            self.facts.deletion_blocked = Some(Fact::yes(waiting.reason, waiting.message));
+            return Ok(Some(BLOCKED));
+        }
+        if let Some((next, message)) = self.remove_agents(&connection).await? {
+            self.facts.draining = Some(Fact::yes(reason::DELETING, message));
+            return Ok(Some(next));
+        }
+        if let Outcome::Waiting(waiting) = sync::pool::delete(&sync, &self.uid, spec).await? {
+            self.facts.deletion_blocked = Some(Fact::yes(waiting.reason, waiting.message));
+            return Ok(Some(BLOCKED));
+        }
+        self.remove_from_cluster().await?;
+        Ok(None)
+    }
+
+    /// The Secret, and last the finalizer; the rest goes with the object that owns it.
+    async fn remove_from_cluster(&self) -> Result<(), Error> {
+        let name = secret_name(self.pool);
+        if let Some(stored) = self.common.cluster.get::<Secret>(&self.namespace, &name).await?
+            && secret::ownership(&stored, &self.uid, &self.name) == Ownership::Ours
+        {
+            self.common.cluster.delete::<Secret>(&self.namespace, &name, stored.meta().uid.as_deref(), None).await?;
+        }
+        let rest: Vec<String> = self.pool.finalizers().iter().filter(|name| *name != POOL_FINALIZER).cloned().collect();
+        Ok(self.common.cluster.set_finalizers(self.pool, &rest).await?)
+    }
+}

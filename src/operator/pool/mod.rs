@@ -1,0 +1,453 @@
+//! The controller of AgentPools. One pass: read the object afresh, bring pool and token into line through
+//! [`crate::sync`], put the token into the Secret, then see to the agents ([`agents`]), then tell in the status.
+//!
+//! Nothing here has to be remembered: [`Memory`] only saves calls, and losing it costs one full pass.
+
+mod agents;
+mod deletion;
+mod secret;
+pub(super) mod status;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use k8s_openapi::{
+    api::core::v1::{Pod, Secret},
+    jiff::Timestamp,
+};
+use kube::{
+    Resource, ResourceExt,
+    runtime::{
+        controller::Action,
+        reflector::{ObjectRef, Store},
+    },
+};
+use secrecy::SecretString;
+use serde_json::json;
+
+use self::{
+    secret::{Content, Ownership},
+    status::{Fact, Facts, Urgency},
+};
+use super::{Common, Error, backoff::jittered, control_planes::Connection, events::News, workloads::scale};
+use crate::{
+    crd::{
+        self, AgentPool, AgentPoolStatus, POOL_FINALIZER,
+        agent_pool::{RunUser, TokenStatus},
+        conditions::{self, reason},
+        names,
+    },
+    ids::{PoolId, TokenId},
+    sync::{self, Outcome, PoolInput, PoolReport, Waiting, pool::Change},
+};
+
+/// Numbers that change with every run are written at most this often.
+const COARSE: Duration = Duration::from_secs(10);
+
+/// What can only be waited for is looked at again after this long.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// What every pass over a pool works with.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) common: Common,
+    /// The Pods of all pools, as last heard of.
+    pub(super) pods: Store<Pod>,
+    memory: Mutex<HashMap<ObjectRef<AgentPool>, Memory>>,
+}
+
+/// What was found out by the last full pass, so that news of runs need not ask for all of it again.
+#[derive(Debug, Clone)]
+struct Memory {
+    uid: String,
+    generation: Option<i64>,
+    /// Annotations that ask for something.
+    asked: Option<String>,
+    until: tokio::time::Instant,
+    known: Known,
+    scaling: scale::Memory,
+    status_at: Option<tokio::time::Instant>,
+}
+
+/// The pool as the control plane has it, and its Secret.
+#[derive(Debug, Clone)]
+struct Known {
+    connection: Connection,
+    pool_id: PoolId,
+    token_id: TokenId,
+    token_expires_at: Option<i64>,
+    secret_name: String,
+    linked_workspaces: i64,
+}
+
+impl Context {
+    pub(super) fn new(common: Common, pods: Store<Pod>) -> Self {
+        Self { common, pods, memory: Mutex::default() }
+    }
+
+    /// For a dry run: there is no cache.
+    pub(super) fn empty(common: Common) -> Self {
+        let (pods, _) = kube::runtime::reflector::store();
+        Self::new(common, pods)
+    }
+
+    fn memory(&self) -> MutexGuard<'_, HashMap<ObjectRef<AgentPool>, Memory>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remembered(&self, pool: &AgentPool) -> Option<Memory> {
+        self.memory().get(&ObjectRef::from_obj(pool)).cloned()
+    }
+
+    fn forget(&self, pool: &AgentPool) {
+        let key = ObjectRef::from_obj(pool);
+        self.memory().remove(&key);
+        self.common.control_planes.forget(&key);
+    }
+}
+
+fn asked(pool: &AgentPool) -> Option<String> {
+    pool.annotations().get(names::RECONCILE_REQUEST).cloned()
+}
+
+pub(super) fn is_paused(meta: &impl ResourceExt) -> bool {
+    meta.annotations().get(names::PAUSED).is_some_and(|value| value == "true")
+}
+
+/// Name of the pool's Secret.
+fn secret_name(pool: &AgentPool) -> String {
+    pool.spec.token.secret_name.clone().unwrap_or_else(|| format!("{}-agent-token", pool.name_any()))
+}
+
+/// Brings one pool into line.
+///
+/// # Errors
+/// When a call failed; the next pass tries again.
+pub(super) async fn reconcile(seen: Arc<AgentPool>, context: Arc<Context>) -> Result<Action, Error> {
+    let started = tokio::time::Instant::now();
+    let result = visit(&seen, &context).await;
+    context.common.metrics.reconciled("agentpool", started.elapsed(), result.as_ref().err().map(Error::reason));
+    let next = result?;
+    context.common.pool_failures.succeeded(&ObjectRef::from_obj(&*seen));
+    Ok(next.map_or_else(Action::await_change, |after| Action::requeue(after.max(Duration::from_millis(10)))))
+}
+
+/// One visit; when to come again by itself.
+async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, Error> {
+    let remembered = context.remembered(seen).filter(|memory| {
+        seen.meta().uid.as_deref() == Some(&memory.uid)
+            && seen.meta().generation == memory.generation
+            && asked(seen) == memory.asked
+            && seen.meta().deletion_timestamp.is_none()
+            && !is_paused(seen)
+            && tokio::time::Instant::now() < memory.until
+    });
+    if let Some(memory) = remembered {
+        return Pass::new(context, seen).quick(memory).await;
+    }
+    // What a cache says may be long over: a pool must not be made for an object that is gone.
+    let namespace = seen.namespace().unwrap_or_default();
+    let Some(pool) = context.common.cluster.get::<AgentPool>(&namespace, &seen.name_any()).await? else {
+        context.forget(seen);
+        return Ok(None);
+    };
+    if is_paused(&pool) {
+        let facts =
+            Facts { not_ready: Some(Fact::no(reason::PAUSED, paused_message())), stalled: true, ..Facts::default() };
+        Pass::new(context, &pool).tell(&facts, None).await?;
+        return Ok(None);
+    }
+    let mut pass = Pass::new(context, &pool);
+    if pool.meta().deletion_timestamp.is_some() { pass.delete().await } else { pass.full().await }
+}
+
+fn paused_message() -> String {
+    format!("the annotation {} stops everything for this object: remove it to go on", names::PAUSED)
+}
+
+/// One pass over one pool.
+struct Pass<'a> {
+    context: &'a Context,
+    common: &'a Common,
+    pool: &'a AgentPool,
+    namespace: String,
+    name: String,
+    uid: String,
+    facts: Facts,
+}
+
+impl<'a> Pass<'a> {
+    fn new(context: &'a Context, pool: &'a AgentPool) -> Self {
+        let facts = Facts {
+            privileged: pool.spec.runs.user == RunUser::Root,
+            selector: Some(format!("{}={}", names::POOL_LABEL, pool.name_any())),
+            ..Facts::default()
+        };
+        Self {
+            context,
+            common: &context.common,
+            pool,
+            namespace: pool.namespace().unwrap_or_default(),
+            name: pool.name_any(),
+            uid: pool.uid().unwrap_or_default(),
+            facts,
+        }
+    }
+
+    /// Only the agents: pool, token and Secret were in line a moment ago.
+    async fn quick(mut self, mut memory: Memory) -> Result<Option<Duration>, Error> {
+        self.known(&memory.known);
+        let next = self.agents(&memory.known, &mut memory.scaling, false).await;
+        self.finish(next, memory).await
+    }
+
+    /// Everything.
+    async fn full(&mut self) -> Result<Option<Duration>, Error> {
+        self.add_finalizer().await?;
+        let (known, next_token) = match self.register().await {
+            Ok(Ok(found)) => found,
+            Ok(Err(waiting)) => {
+                self.facts.stalled = waiting.reason != reason::CONTROL_PLANE_UNREACHABLE;
+                self.common.metrics.waiting("agentpool", waiting.reason);
+                self.context.forget(self.pool);
+                let facts = self.facts.clone();
+                self.tell(&facts, None).await?;
+                return Ok(Some(jittered(LOOK_AGAIN)));
+            }
+            Err(error) => {
+                self.context.forget(self.pool);
+                // Of a conflict nobody needs to hear: the next pass is in a moment.
+                if !error.is_conflict() {
+                    let facts =
+                        Facts { not_ready: Some(Fact::no(error.reason(), error.to_text())), ..self.facts.clone() };
+                    self.tell(&facts, None).await?;
+                }
+                return Err(error);
+            }
+        };
+        let old = self.context.remembered(self.pool);
+        let mut memory = Memory {
+            uid: self.uid.clone(),
+            generation: self.pool.meta().generation,
+            asked: asked(self.pool),
+            until: tokio::time::Instant::now() + jittered(self.common.resync).min(next_token),
+            scaling: old.as_ref().map(|memory| memory.scaling.clone()).unwrap_or_default(),
+            status_at: old.and_then(|memory| memory.status_at),
+            known,
+        };
+        self.known(&memory.known);
+        let object = ObjectRef::from_obj(self.pool);
+        self.common.control_planes.watch(&memory.known.connection, &memory.known.pool_id, object);
+        let next = self.agents(&memory.known.clone(), &mut memory.scaling, true).await;
+        let this = Pass {
+            facts: std::mem::take(&mut self.facts),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+            ..*self
+        };
+        this.finish(next, memory).await
+    }
+
+    /// Tells in the status how it went, and remembers.
+    async fn finish(
+        self,
+        agents: Result<Option<Duration>, Error>,
+        mut memory: Memory,
+    ) -> Result<Option<Duration>, Error> {
+        let facts = match &agents {
+            Err(error) if !error.is_conflict() => {
+                Facts { agents_available: Some(Fact::unknown(error.reason(), error.to_text())), ..self.facts.clone() }
+            }
+            _ => self.facts.clone(),
+        };
+        let later = self.tell(&facts, memory.status_at).await?;
+        if later.is_none() {
+            memory.status_at = Some(tokio::time::Instant::now());
+        }
+        let until = memory.until.saturating_duration_since(tokio::time::Instant::now());
+        self.context.memory().insert(ObjectRef::from_obj(self.pool), memory);
+        let next = agents?.into_iter().chain(later).fold(until, Duration::min);
+        Ok(Some(next))
+    }
+
+    fn known(&mut self, known: &Known) {
+        self.facts.registered = Some(Fact::yes(reason::IN_SYNC, "the pool is in the control plane"));
+        self.facts.token_ready = Some(Fact::yes(reason::IN_SYNC, "the Secret holds a valid pool token"));
+        self.facts.pool_id = Some(known.pool_id.to_string());
+        self.facts.linked_workspaces = Some(known.linked_workspaces);
+        self.facts.token = Some(TokenStatus {
+            id: known.token_id.to_string(),
+            expires_at: known.token_expires_at.and_then(time_text),
+            secret_name: known.secret_name.clone(),
+        });
+    }
+
+    /// There before the first write to the control plane, so that nothing stays behind there.
+    async fn add_finalizer(&self) -> Result<(), Error> {
+        let mut finalizers = self.pool.finalizers().to_vec();
+        if finalizers.iter().any(|name| name == POOL_FINALIZER) {
+            return Ok(());
+        }
+        finalizers.push(POOL_FINALIZER.to_owned());
+        Ok(self.common.cluster.set_finalizers(self.pool, &finalizers).await?)
+    }
+
+    /// Pool and token in the control plane, and the Secret; how soon the token needs another look.
+    async fn register(&mut self) -> Result<Result<(Known, Duration), Waiting>, Error> {
+        let spec = &self.pool.spec;
+        let connection = match self.common.control_planes.resolve(&self.namespace, spec.control_plane.as_ref()).await? {
+            Ok(connection) => connection,
+            Err(waiting) => return Ok(Err(self.not_registered(waiting))),
+        };
+        let secret_name = secret_name(self.pool);
+        let stored = self.common.cluster.get::<Secret>(&self.namespace, &secret_name).await?;
+        let stored = match stored.as_ref().map(|secret| (secret, secret::ownership(secret, &self.uid, &self.name))) {
+            Some((_, Ownership::Foreign)) => {
+                let message = format!(
+                    "the Secret `{secret_name}` is there and not this pool's: remove it, or set spec.token.secretName"
+                );
+                self.facts.token_ready = Some(Fact::no(reason::NAME_CONFLICT, message.clone()));
+                return Ok(Err(Waiting::new(reason::NAME_CONFLICT, message)));
+            }
+            Some((leftover, Ownership::Leftover)) => {
+                let uid = leftover.meta().uid.as_deref();
+                self.common.cluster.delete::<Secret>(&self.namespace, &secret_name, uid, None).await?;
+                None
+            }
+            Some((_, Ownership::Ours)) => stored,
+            None => None,
+        };
+        let held = stored.as_ref().and_then(secret::held);
+        let input = PoolInput { uid: &self.uid, name: &self.name, spec, held: held.as_ref().map(|(id, _)| id) };
+        let sync = self.common.sync(&connection.control_plane);
+        let report = match sync::pool::reconcile(&sync, input).await? {
+            Outcome::Done(report) => report,
+            Outcome::Waiting(waiting) => return Ok(Err(self.not_registered(waiting))),
+        };
+        self.announce(&report, held.is_some(), stored.is_some()).await;
+        self.keep_secret(&connection, &secret_name, stored.as_ref(), held, report).await.map(Ok)
+    }
+
+    fn not_registered(&mut self, waiting: Waiting) -> Waiting {
+        self.facts.registered = Some(Fact::no(waiting.reason, waiting.message.clone()));
+        waiting
+    }
+
+    /// Puts the token where the agents find it. A fresh one can never be read again: nothing comes before this.
+    async fn keep_secret(
+        &self,
+        connection: &Connection,
+        name: &str,
+        stored: Option<&Secret>,
+        held: Option<(TokenId, SecretString)>,
+        report: PoolReport,
+    ) -> Result<(Known, Duration), Error> {
+        let now = self.common.clock.now_ms();
+        let next =
+            report.token.next.map_or(Duration::MAX, |at| Duration::from_millis(u64::try_from(at - now).unwrap_or(0)));
+        let token = report.token.fresh.map(|fresh| (fresh.id, fresh.secret)).or(held);
+        let Some((token_id, token)) = token else { return Err(Error::NoToken) };
+        let content = Content {
+            token_id: &token_id,
+            token: &token,
+            url: connection.url.as_str().trim_end_matches('/'),
+            ca: connection.ca.as_deref(),
+        };
+        if !stored.is_some_and(|secret| secret::matches(secret, &content, &self.name)) {
+            let (manifest, shown) = secret::manifest(name, &self.owned_meta(), &content);
+            self.common
+                .cluster
+                .apply_secret::<Secret>(&self.namespace, name, names::POOL_MANAGER, &manifest, shown)
+                .await?;
+        }
+        let known = Known {
+            connection: connection.clone(),
+            pool_id: report.pool.id,
+            token_id,
+            token_expires_at: report.token.expires_at,
+            secret_name: name.to_owned(),
+            linked_workspaces: i64::try_from(report.pool.workspaces.len()).unwrap_or(i64::MAX),
+        };
+        Ok((known, next))
+    }
+
+    /// Labels and owner of everything that belongs to this pool.
+    fn owned_meta(&self) -> serde_json::Value {
+        json!({
+            "namespace": self.namespace,
+            "labels": {
+                names::POOL_LABEL: self.name,
+                "app.kubernetes.io/name": "terrapool-agent",
+                "app.kubernetes.io/instance": self.name,
+                "app.kubernetes.io/managed-by": "terrapool",
+            },
+            "ownerReferences": [{
+                "apiVersion": crd::API_VERSION, "kind": "AgentPool", "name": self.name, "uid": self.uid,
+                "controller": true, "blockOwnerDeletion": true,
+            }],
+        })
+    }
+
+    async fn announce(&self, report: &PoolReport, held: bool, stored: bool) {
+        let id = &report.pool.id;
+        let news = match report.change {
+            Change::Created => Some((false, reason::CREATED, format!("created the pool {id} in the control plane"))),
+            Change::Adopted => Some((false, reason::IN_SYNC, format!("took over the pool {id} of the control plane"))),
+            Change::Updated | Change::None if report.token.fresh.is_none() => None,
+            Change::Updated | Change::None if held => {
+                Some((false, "TokenRotated", "renewed the pool token".to_owned()))
+            }
+            Change::Updated | Change::None if stored => Some((
+                true,
+                "TokenReplaced",
+                "the Secret was changed by hand, or its token revoked: it has a new token".to_owned(),
+            )),
+            Change::Updated | Change::None => {
+                Some((true, "TokenReplaced", "the Secret was gone: it is made again, with a new token".to_owned()))
+            }
+        };
+        if let Some((warning, reason, note)) = news {
+            self.common.events.publish(self.pool, News { warning, reason, note }).await;
+        }
+    }
+
+    /// Writes the status if it changed; when it is to be written later, in how long.
+    async fn tell(&self, facts: &Facts, last: Option<tokio::time::Instant>) -> Result<Option<Duration>, Error> {
+        let old = self.pool.status.as_ref();
+        let now = Timestamp::from_millisecond(self.common.clock.now_ms()).unwrap_or_default();
+        let new = status::compute(old, facts, self.pool.meta().generation, now);
+        match status::urgency(old, &new) {
+            Urgency::Never => return Ok(None),
+            Urgency::Later => {
+                let wait = last.map_or(COARSE, |last| COARSE.saturating_sub(last.elapsed()));
+                if !wait.is_zero() {
+                    return Ok(Some(wait));
+                }
+            }
+            Urgency::Now => {}
+        }
+        let manager = format!("{}-status", names::POOL_MANAGER);
+        self.common.cluster.apply_status(self.pool, &manager, &new).await?;
+        if let Some(news) = worse(old, &new) {
+            self.common.events.publish(self.pool, news).await;
+        }
+        Ok(None)
+    }
+}
+
+/// What somebody should look at, when it is new.
+fn worse(old: Option<&AgentPoolStatus>, new: &AgentPoolStatus) -> Option<News> {
+    let ready = |status: &AgentPoolStatus| conditions::get(&status.conditions, conditions::READY).cloned();
+    let condition = ready(new).filter(|condition| condition.status == "False")?;
+    let known = old.and_then(ready).is_some_and(|old| old.status == condition.status && old.reason == condition.reason);
+    let warns = conditions::WARNINGS.iter().find(|reason| **reason == condition.reason)?;
+    (!known).then_some(News { warning: true, reason: warns, note: condition.message })
+}
+
+fn time_text(millis: i64) -> Option<String> {
+    Timestamp::from_millisecond(millis).ok().map(|time| time.to_string())
+}
