@@ -1,6 +1,6 @@
 //! `terrapool agent run`
 
-use std::{convert::Infallible, path::PathBuf, process::ExitCode, time::Duration};
+use std::{convert::Infallible, os::unix::fs::DirBuilderExt, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Subcommand;
@@ -92,7 +92,12 @@ pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     };
     let token = super::secret("the pool's token", args.token, args.token_file.as_ref())?
         .context("no pool token: set TERRAPOOL_POOL_TOKEN or --token-file (a pool's page shows how to get one)")?;
-    std::fs::create_dir_all(&args.data).with_context(|| format!("could not create {}", args.data.display()))?;
+    let mut private = std::fs::DirBuilder::new();
+    private
+        .recursive(true)
+        .mode(0o700)
+        .create(&args.data)
+        .with_context(|| format!("could not create {}", args.data.display()))?;
     let data = args.data.canonicalize().with_context(|| format!("could not find {}", args.data.display()))?;
     let name = args.name.unwrap_or_else(host_name);
     let mut config = AgentConfig::new(args.url, token, name, data);

@@ -9,6 +9,8 @@ mod agent_executor_docker;
 mod agent_executor_runs;
 mod agent_executor_slugs;
 mod agent_flow;
+mod agent_sidecar;
+mod agent_sidecar_ends;
 mod agent_sign_on;
 mod api_iacp_changes;
 mod api_iacp_demand;

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use terrapool::{
     agent::{self, AgentConfig, Error, executor},
     api::run_state::RunState,
-    ids::ConfigurationVersionId,
+    ids::{ConfigurationVersionId, WorkspaceId},
     server::{
         app::Policy,
         domain::{
@@ -110,6 +110,11 @@ impl Plane {
 
     /// A configuration of these files.
     pub async fn configuration(&self, files: &[(&str, &str)]) -> ConfigurationVersionId {
+        self.configuration_of(&self.fixture.workspace.id, files).await
+    }
+
+    /// The same for another workspace.
+    pub async fn configuration_of(&self, workspace: &WorkspaceId, files: &[(&str, &str)]) -> ConfigurationVersionId {
         let new = NewConfiguration {
             source: "tfe-api".to_owned(),
             speculative: false,
@@ -117,7 +122,7 @@ impl Plane {
             auto_queue_runs: false,
         };
         let app = &self.test.app;
-        let made = configurations::create(app, &self.test.account, &self.fixture.workspace.id, new).await.unwrap();
+        let made = configurations::create(app, &self.test.account, workspace, new).await.unwrap();
         let slug = slug(files);
         let length = slug.len() as u64;
         let content = futures::stream::iter([Ok::<_, std::io::Error>(bytes::Bytes::from(slug))]);

@@ -203,14 +203,14 @@ impl Sidecar {
                  once more"
             )));
         }
-        let image = match (&spec.image, self.image()) {
-            (Some(wanted), here) if Some(wanted) != here.as_ref() => {
-                let here = here.as_deref().unwrap_or("another image");
-                let detail = format!("this Pod's run container was made from {here}");
-                return Err(Error::Image { image: wanted.clone(), detail });
-            }
-            (_, here) => here,
-        };
+        let image = self.image();
+        if spec.image != image {
+            let detail = match &image {
+                Some(image) => format!("this Pod's run container was made from {image}"),
+                None => "this Pod's run container is for jobs that name no image".to_owned(),
+            };
+            return Err(Error::Image { image: spec.image.clone().unwrap_or_else(|| "of the pool".to_owned()), detail });
+        }
         let engine = match self.engines.find(&spec.engine).await {
             Some(found) if engine::is_static(&found) => Some(self.place_engine(&found).await?),
             Some(found) => {
