@@ -6,8 +6,13 @@
 //! * [`observe`]: a Pod of the API reduced to what decisions need.
 //! * [`scale`]: which Pods are created, cordoned and removed.
 
+mod foreign;
+mod merge;
+mod network;
+mod node;
 mod objects;
 mod observe;
+mod parts;
 mod pod;
 pub mod scale;
 
@@ -17,10 +22,12 @@ pub use objects::objects;
 pub use observe::{Fault, Phase, PodProblem, PodView, observe};
 pub use pod::{NameSalt, NewPod, pod, pod_name, template_hash};
 
-use crate::crd::{AgentPoolSpec, agent_pool::RunUser};
+use crate::crd::{AgentPoolSpec, agents::Agents, common::Span};
 
 /// Image of the run container where neither pool nor workspace name one.
 pub const DEFAULT_RUN_IMAGE: &str = "docker.io/hashicorp/terraform:1.11.4";
+
+const DEFAULT_DRAIN_SECONDS: u64 = 15 * 60;
 
 /// A pool as its workloads need to know it.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +62,8 @@ pub mod secret_key {
 pub mod mark {
     /// Label, value `true`: the Pod's agent has a job, and the disruption budget protects it.
     pub const BUSY: &str = "terrapool.dev/busy";
-    /// Label: which run image, as a hash; annotation of the same name: the image itself.
+    /// Label: which run image, as a hash; annotation of the same name: the image as jobs name it, empty for those
+    /// that name none.
     pub const RUN_IMAGE: &str = "terrapool.dev/run-image";
     /// Annotation: hash of what the Pod was made from. See [`super::template_hash`].
     pub const TEMPLATE: &str = "terrapool.dev/template";
@@ -101,22 +109,22 @@ impl Invalid {
     }
 }
 
-/// Image of the run container where the workspace names none.
-#[must_use]
-pub fn default_image(spec: &AgentPoolSpec) -> &str {
-    spec.runs.image.as_ref().map_or(DEFAULT_RUN_IMAGE, |image| image.as_str())
+/// How jobs name the image of the run container when their workspace names none: the pool's image, or nothing.
+fn job_image(spec: &AgentPoolSpec) -> &str {
+    spec.runs.image.as_ref().map_or("", |image| image.as_str())
 }
 
 /// Whether the pool's administrator lets workspaces use `image`.
-#[must_use]
-pub fn allows_image(spec: &AgentPoolSpec, image: &str) -> bool {
+fn allows_image(spec: &AgentPoolSpec, image: &str) -> bool {
     let matches = |pattern: &str| match pattern.strip_suffix('*') {
         Some(start) => image.starts_with(start),
         None => image == pattern,
     };
-    image == default_image(spec) || spec.runs.allowed_images.iter().any(|pattern| matches(&pattern.0))
+    image == job_image(spec) || spec.runs.allowed_images.iter().any(|pattern| matches(&pattern.0))
 }
 
-fn runs_as_root(spec: &AgentPoolSpec) -> bool {
-    spec.runs.user == RunUser::Root
+/// Time that the agents of a pool have to finish their jobs, in seconds.
+fn drain_seconds(agents: &Agents) -> i64 {
+    let seconds = agents.drain_timeout.as_ref().map_or(DEFAULT_DRAIN_SECONDS, Span::seconds);
+    i64::try_from(seconds).unwrap_or(i64::from(u32::MAX))
 }

@@ -3,11 +3,24 @@
 //! costs time, never an agent.
 
 mod memory;
+mod plan;
+#[cfg(test)]
+mod tests;
+mod world;
 
 pub use memory::{Memory, Window};
 
-use super::PodView;
-use crate::{api::iacp::demand::PoolDemand, crd::AgentPoolSpec, ids::AgentId};
+use super::{Phase, PodView, drain_seconds};
+use crate::{
+    api::iacp::demand::PoolDemand,
+    crd::{AgentPoolSpec, agents::Agents, common::Span},
+    ids::AgentId,
+};
+use world::{State, World};
+
+const DEFAULT_MIN_IDLE: u32 = 1;
+const DEFAULT_MAX_AGENTS: u32 = 20;
+const DEFAULT_STABILIZATION_SECONDS: u64 = 60;
 
 /// What is known when a decision is taken.
 #[derive(Debug, Clone, Copy)]
@@ -100,8 +113,101 @@ pub struct Limit {
     pub message: String,
 }
 
+/// How many agents the spec asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Numbers {
+    /// Idle ones beside the busy ones; `None`: exactly `most` in all.
+    min_idle: Option<u32>,
+    most: u32,
+    stabilization_ms: i64,
+}
+
+impl Numbers {
+    fn of(agents: &Agents) -> Self {
+        let number = |value: Option<i32>, default: u32| value.map_or(default, |n| u32::try_from(n).unwrap_or(0));
+        let Agents { min_idle, max_agents, scale_down, replicas, .. } = agents;
+        let stabilization = scale_down.as_ref().and_then(|scale_down| scale_down.stabilization.as_ref());
+        let seconds = stabilization.map_or(DEFAULT_STABILIZATION_SECONDS, Span::seconds);
+        let stabilization_ms = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000);
+        if min_idle.is_none() && max_agents.is_none() && replicas.is_some() {
+            return Self { min_idle: None, most: number(*replicas, 0), stabilization_ms: 0 };
+        }
+        let most = number(*max_agents, DEFAULT_MAX_AGENTS);
+        let min_idle = number(*min_idle, DEFAULT_MIN_IDLE.min(most));
+        Self { min_idle: Some(min_idle), most, stabilization_ms }
+    }
+}
+
 /// Takes the decision.
 #[must_use]
 pub fn decide(input: &ScaleInput<'_>) -> ScaleDecision {
-    ScaleDecision { memory: input.memory.clone(), ..ScaleDecision::default() }
+    let mut memory = input.memory.clone();
+    let world = World::new(input, &mut memory);
+    let mut decision = ScaleDecision::default();
+    tidy(&world, input.demand.is_some(), &mut decision);
+    if let Some(deleted_ms) = input.deleted_ms {
+        ending(input, &world, deleted_ms, &mut decision);
+    } else {
+        remember(input, &world, &mut memory);
+        plan::scale(input, &world, Numbers::of(&input.spec.agents), &mut memory, &mut decision);
+    }
+    decision.memory = memory;
+    decision
+}
+
+fn removal(pod: &PodView, why: Why) -> Removal {
+    let PodView { name, uid, resource_version, .. } = pod;
+    Removal { name: name.clone(), uid: uid.clone(), resource_version: resource_version.clone(), why }
+}
+
+/// What is right whatever is wanted: ended Pods go, cordoned idle ones too, busy ones are marked.
+fn tidy(world: &World<'_>, known: bool, decision: &mut ScaleDecision) {
+    for seen in &world.pods {
+        match seen.state {
+            // Somebody has removed it already when its time is set.
+            State::Finished if seen.pod.ends_ms.is_none() => decision.remove.push(removal(seen.pod, Why::Finished)),
+            State::Cordoned if known => decision.remove.push(removal(seen.pod, Why::Cordoned)),
+            State::Busy if known && !seen.pod.busy => decision.mark_busy.push(seen.pod.name.clone()),
+            _ => {}
+        }
+    }
+}
+
+/// The pool is deleted: who has no job goes now, who has one when it is done or the time is over.
+fn ending(input: &ScaleInput<'_>, world: &World<'_>, deleted_ms: i64, decision: &mut ScaleDecision) {
+    decision.desired = world.busy();
+    if input.demand.is_none() {
+        return;
+    }
+    let left_ms = deleted_ms.saturating_add(drain_seconds(&input.spec.agents) * 1000) - input.now_ms;
+    for seen in &world.pods {
+        match (seen.state, seen.agent) {
+            (State::Starting | State::Broken, _) => decision.remove.push(removal(seen.pod, Why::NeverRegistered)),
+            (State::Busy, _) if left_ms <= 0 => decision.remove.push(removal(seen.pod, Why::DrainTimeout)),
+            (State::Idle | State::Lost | State::Busy, Some(agent)) if !agent.cordoned => {
+                decision.cordon.push(agent.id.clone());
+            }
+            _ => {}
+        }
+    }
+    if left_ms > 0 && world.count(|seen| seen.state == State::Busy) > 0 {
+        decision.next_ms = u64::try_from(left_ms).ok();
+    }
+}
+
+/// Counts the Pods that were of no use, and notes those that were.
+fn remember(input: &ScaleInput<'_>, world: &World<'_>, memory: &mut Memory) {
+    let useless = world.pods.iter().filter(|seen| {
+        let failed = seen.state == State::Finished && seen.pod.phase == Phase::Failed && !seen.pod.busy;
+        seen.current && (failed || plan::is_given_up(input, world, seen))
+    });
+    let described = useless.map(|seen| (seen.pod.uid.clone(), plan::problem_text(seen.pod)));
+    let listed = input.pods.iter().map(|pod| pod.uid.as_str()).collect();
+    memory.failed(input.now_ms, input.template, &listed, described);
+    for seen in world.pods.iter().filter(|seen| seen.current) {
+        let done = seen.state == State::Finished && (seen.pod.phase == Phase::Succeeded || seen.pod.busy);
+        if done || seen.agent.is_some() && matches!(seen.state, State::Idle | State::Busy) {
+            memory.worked(input.template, &seen.pod.uid);
+        }
+    }
 }
