@@ -19,6 +19,7 @@ exec {never}<> <(:)
 
 missing=0
 dockerd_pid=
+ticker=
 
 took() {
     local seconds=$((SECONDS - $1))
@@ -28,11 +29,11 @@ took() {
 # part NAME COMMAND…: runs the command with its output in a log, shows that it lives, and says how it ended.
 # The command stays in the foreground: background jobs of a script ignore Ctrl-C, and so would all they start.
 part() {
-    local name=$1 start=$SECONDS status ticker
+    local name=$1 start=$SECONDS status
     shift
     : >"$logs/$name.log"
     # Waits without a child of its own: that would outlive it, with our locks.
-    while ! read -r -t 20 -u "$never"; do
+    while ! read -r -t 20 -u "$never" && kill -0 $$ 2>&-; do
         printf '  %-12s %6s  %s\n' "$name" "$(took "$start")" "$(tail -n 1 "$logs/$name.log" | cut -c 1-90)"
     done &
     ticker=$!
@@ -40,6 +41,7 @@ part() {
     status=$?
     kill "$ticker" 2>/dev/null
     wait "$ticker" 2>/dev/null
+    ticker=
     part_took=$(took "$start")
     return "$status"
 }
@@ -182,6 +184,8 @@ stop_docker() {
 }
 
 stop_all() {
+    # After Ctrl-C; background jobs of a script ignore it.
+    [ -z "$ticker" ] || kill "$ticker" 2>/dev/null
     stop_clusters
     stop_docker
 }
