@@ -74,7 +74,8 @@ pub struct AgentPoolSpec {
     #[serde(default)]
     pub default: bool,
     /// What to do when the control plane has a pool of that name already: Never touches it, ByName takes it over
-    /// unless another AgentPool owns it.
+    /// unless another AgentPool owns it, Join adds a token and agents to it and leaves the pool itself to its owner: so
+    /// one pool is served from several clusters.
     #[serde(default)]
     pub adoption_policy: AdoptionPolicy,
     /// What becomes of the pool in the control plane when this object is deleted.
@@ -123,6 +124,7 @@ pub enum AdoptionPolicy {
     #[default]
     Never,
     ByName,
+    Join,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

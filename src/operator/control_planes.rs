@@ -2,7 +2,7 @@
 //! and one held call for each that tells which pools changed there.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -64,8 +64,8 @@ type Key = [u8; 32];
 #[derive(Debug, Default)]
 struct State {
     connections: HashMap<Key, Connection>,
-    /// Which AgentPool stands for a pool.
-    pools: HashMap<(Key, PoolId), ObjectRef<AgentPool>>,
+    /// Which AgentPools stand for a pool: its own, and those that joined it.
+    pools: HashMap<(Key, PoolId), HashSet<ObjectRef<AgentPool>>>,
 }
 
 /// All control planes in use. Cheap to clone.
@@ -204,12 +204,15 @@ impl ControlPlanes {
 
     /// From now on `object` hears of changes of that pool.
     pub(super) fn watch(&self, connection: &Connection, pool: &PoolId, object: ObjectRef<AgentPool>) {
-        self.state().pools.insert((connection.key, pool.clone()), object);
+        self.state().pools.entry((connection.key, pool.clone())).or_default().insert(object);
     }
 
     /// The object is gone.
     pub(super) fn forget(&self, object: &ObjectRef<AgentPool>) {
-        self.state().pools.retain(|_, known| known != object);
+        self.state().pools.retain(|_, known| {
+            known.remove(object);
+            !known.is_empty()
+        });
     }
 
     async fn follow(self, connection: Connection) {
@@ -250,15 +253,13 @@ impl ControlPlanes {
     /// `None`: anything may have changed.
     fn tell(&self, connection: &Connection, pools: Option<&[PoolId]>) {
         let state = self.state();
-        let known = |pool: &PoolId| state.pools.get(&(connection.key, pool.clone())).cloned();
+        let known = |pool: &PoolId| state.pools.get(&(connection.key, pool.clone()));
         let objects: Vec<_> = match pools {
-            Some(pools) => pools.iter().filter_map(known).collect(),
-            None => state
-                .pools
-                .iter()
-                .filter(|((key, _), _)| *key == connection.key)
-                .map(|(_, object)| object.clone())
-                .collect(),
+            Some(pools) => pools.iter().filter_map(known).flatten().cloned().collect(),
+            None => {
+                let all = state.pools.iter().filter(|((key, _), _)| *key == connection.key);
+                all.flat_map(|(_, objects)| objects.iter().cloned()).collect()
+            }
         };
         drop(state);
         for object in objects {

@@ -35,6 +35,13 @@ pub struct PoolInput<'a> {
     pub held: Option<&'a TokenId>,
 }
 
+impl PoolInput<'_> {
+    /// Name of the pool in the control plane.
+    fn pool_name(&self) -> &str {
+        self.spec.name.as_deref().unwrap_or(self.name)
+    }
+}
+
 /// What a pass did to the pool itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -87,6 +94,19 @@ pub enum Plan {
 /// # Errors
 /// What stands in the way.
 pub fn plan(wanted: &Wanted, own: Option<&Pool>, same_name: Option<&Pool>) -> Result<Plan, Waiting> {
+    if own.is_none() && wanted.adoption == AdoptionPolicy::Join {
+        return match same_name {
+            // Whose it is decides how it is; here only agents and a token are added.
+            Some(_) => Ok(Plan::Nothing),
+            None => {
+                let message = format!(
+                    "the control plane has no pool `{}` to join yet: it is joined as soon as its owner makes it",
+                    wanted.name
+                );
+                Err(Waiting::new(reason::POOL_NOT_FOUND, message))
+            }
+        };
+    }
     let Some(pool) = own.or(same_name) else {
         let attributes = AgentPoolAttributes {
             name: Some(wanted.name.clone()),
@@ -122,11 +142,13 @@ fn check_adoption(wanted: &Wanted, own: Option<&Pool>, other: &Pool) -> Result<(
     let owner = other.attributes.external_id.as_deref().filter(|id| !id.is_empty() && !id.starts_with(RELEASED));
     match (own, owner, wanted.adoption) {
         (Some(_), _, _) => conflict("choose another name"),
-        (None, Some(_), _) => conflict("it belongs to another AgentPool; choose another name"),
+        (None, Some(_), _) => {
+            conflict("it belongs to another AgentPool; choose another name, or join it with adoptionPolicy: Join")
+        }
         (None, None, AdoptionPolicy::Never) => {
             conflict("choose another name, or take it over with adoptionPolicy: ByName")
         }
-        (None, None, AdoptionPolicy::ByName) => Ok(()),
+        (None, None, AdoptionPolicy::ByName | AdoptionPolicy::Join) => Ok(()),
     }
 }
 
@@ -247,7 +269,7 @@ async fn resolve(context: &Context, input: &PoolInput<'_>) -> Result<Result<Want
     }
     Ok(Ok(Wanted {
         uid: input.uid.to_owned(),
-        name: spec.name.clone().unwrap_or_else(|| input.name.to_owned()),
+        name: input.pool_name().to_owned(),
         environment,
         allowed,
         default: spec.default,
@@ -294,28 +316,60 @@ pub enum Deleted {
     Retained,
 }
 
+/// The pool of an object: by its external id, or the one that it joined.
+///
+/// # Errors
+/// When a call failed.
+pub async fn find(context: &Context, input: PoolInput<'_>) -> Result<Option<Pool>> {
+    let cp = &context.control_plane;
+    let own = cp.pool_by_external_id(input.uid).await.map_err(reading("look for the pool"))?;
+    if own.is_some() || input.spec.adoption_policy != AdoptionPolicy::Join {
+        return Ok(own);
+    }
+    let environment = match &input.spec.scope.environment {
+        None => None,
+        Some(name) => {
+            let found = cp.environment_by_name(name).await.map_err(reading("look for the environment"))?;
+            let Some(environment) = found else { return Ok(None) };
+            Some(environment.id)
+        }
+    };
+    cp.pool_by_name(input.pool_name(), environment.as_ref()).await.map_err(reading("look for the pool to join"))
+}
+
 /// What stands in the way of deleting the pool of a deleted object, as far as can be seen; reads only.
 ///
 /// # Errors
 /// When a call failed; the next pass tries again.
-pub async fn blocked(context: &Context, uid: &str, spec: &AgentPoolSpec) -> Result<Option<Waiting>> {
-    let pool = context.control_plane.pool_by_external_id(uid).await.map_err(reading("look for the pool"))?;
-    match pool.filter(|pool| spec.deletion_policy == PoolDeletion::Delete && !pool.workspaces.is_empty()) {
+pub async fn blocked(context: &Context, input: PoolInput<'_>) -> Result<Option<Waiting>> {
+    let pool = find(context, input).await?.filter(|pool| is_own(pool, input.uid));
+    match pool.filter(|pool| input.spec.deletion_policy == PoolDeletion::Delete && !pool.workspaces.is_empty()) {
         Some(pool) => in_use(context, &pool).await.map(Some),
         None => Ok(None),
     }
 }
 
-/// Removes what was made for an object. Needs nothing but its uid and spec.
+fn is_own(pool: &Pool, uid: &str) -> bool {
+    pool.attributes.external_id.as_deref() == Some(uid)
+}
+
+/// Removes what was made for an object. Needs nothing but its uid, name and spec.
 ///
 /// # Errors
 /// When a call failed; the next pass tries again.
-pub async fn delete(context: &Context, uid: &str, spec: &AgentPoolSpec) -> Result<Outcome<Deleted>> {
+pub async fn delete(context: &Context, input: PoolInput<'_>) -> Result<Outcome<Deleted>> {
     let cp = &context.control_plane;
-    let Some(pool) = cp.pool_by_external_id(uid).await.map_err(reading("look for the pool"))? else {
+    let PoolInput { uid, spec, .. } = input;
+    let Some(pool) = find(context, input).await? else {
         return Ok(Outcome::Done(Deleted::Gone));
     };
+    if !is_own(&pool, uid) {
+        token::revoke_own(context, uid, &pool.id).await?;
+        return Ok(Outcome::Done(Deleted::Retained));
+    }
     if spec.deletion_policy == PoolDeletion::Retain {
+        // Nobody keeps them any more.
+        token::revoke_own(context, uid, &pool.id).await?;
         let released =
             AgentPoolAttributes { external_id: Some(format!("{RELEASED}{uid}")), ..AgentPoolAttributes::default() };
         context.seam.write(WriteKind::UpdatePool, cp.update_pool(&pool.id, &released, None)).await?;
@@ -446,6 +500,14 @@ mod tests {
             let only = AgentPoolAttributes { external_id: Some("uid-1".to_owned()), ..AgentPoolAttributes::default() };
             assert_eq!(attributes, only);
         }
+    }
+
+    #[test]
+    fn a_pool_is_joined_as_it_is_and_only_when_it_is_there() {
+        let join = Wanted { adoption: AdoptionPolicy::Join, default: true, ..wanted() };
+        let owned = pool("other", Some("uid-2"));
+        assert_eq!(plan(&join, None, Some(&owned)), Ok(Plan::Nothing));
+        assert_eq!(plan(&join, None, None).unwrap_err().reason, reason::POOL_NOT_FOUND);
     }
 
     #[test]

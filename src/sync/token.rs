@@ -170,6 +170,16 @@ pub(super) async fn reconcile(
     })
 }
 
+/// Revokes what was made for the object: it keeps no token any more.
+pub(super) async fn revoke_own(context: &Context, uid: &str, pool: &PoolId) -> Result<()> {
+    let marker = marker(uid);
+    let tokens = context.control_plane.tokens(pool).await.map_err(reading("list the pool's tokens"))?;
+    for token in tokens.iter().map(|token| seen(token, &marker)).filter(|token| token.ordinal.is_some()) {
+        context.seam.write(WriteKind::DeleteToken, context.control_plane.delete_token(&token.id)).await?;
+    }
+    Ok(())
+}
+
 /// Where there is no retiring, the token is revoked: its agents have to register again.
 async fn retire(context: &Context, old: &TokenId, successor: &TokenId) -> Result<(), iacp::Error> {
     match context.control_plane.retire_token(old, successor).await {

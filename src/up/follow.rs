@@ -299,11 +299,14 @@ impl Follower {
             return Event::about(key.clone(), EventKind::Deleted, format!("{key} is deleted"));
         };
         let blocked = match &object.spec {
-            Spec::Pool(spec) => match pool::delete(&self.sync, &object.uid, spec).await {
-                Ok(Outcome::Done(_)) => None,
-                Ok(Outcome::Waiting(wait)) => Some(wait.message),
-                Err(error) => return Event::trouble(key.clone(), format!("{key}: {}", Chain(&error))),
-            },
+            Spec::Pool(spec) => {
+                match pool::delete(&self.sync, PoolInput { uid: &object.uid, name: &key.name, spec, held: None }).await
+                {
+                    Ok(Outcome::Done(_)) => None,
+                    Ok(Outcome::Waiting(wait)) => Some(wait.message),
+                    Err(error) => return Event::trouble(key.clone(), format!("{key}: {}", Chain(&error))),
+                }
+            }
             Spec::Link(spec) => {
                 let pool_uid = self.pool_uid(key, spec);
                 match link::delete(&self.sync, LinkInput { spec, pool_uid: pool_uid.as_deref() }).await {

@@ -40,6 +40,7 @@ mod flow_two_agents;
 mod flow_up_manifests;
 mod forgotten;
 mod metrics;
+mod operator_api;
 mod operator_definitions;
 mod queue_leases;
 mod support;

@@ -54,6 +54,11 @@ fn spec(value: Value) -> AgentPoolSpec {
     serde_json::from_value(value).unwrap()
 }
 
+/// The object as it is deleted.
+fn gone(spec: &AgentPoolSpec) -> PoolInput<'_> {
+    PoolInput { uid: UID, name: "pool", spec, held: None }
+}
+
 /// One pass; a fresh token is stored when `stores`.
 async fn pass(
     context: &Context,
@@ -136,10 +141,10 @@ async fn p01_crash_after_remote_create_adopts_pool_by_external_id() {
     let report = in_sync(&again, UID, &spec, &mut keeper).await;
     assert_eq!((report.change, again.seam.writes()), (Change::None, 1), "only the token was missing");
     // The delete path needs nothing but the uid either.
-    let deleted = pool::delete(&again, UID, &spec).await.unwrap();
+    let deleted = pool::delete(&again, gone(&spec)).await.unwrap();
     assert!(matches!(deleted, Outcome::Done(Deleted::Gone)));
     assert!(again.control_plane.pool_by_external_id(UID).await.unwrap().is_none());
-    assert!(matches!(pool::delete(&again, UID, &spec).await.unwrap(), Outcome::Done(Deleted::Gone)));
+    assert!(matches!(pool::delete(&again, gone(&spec)).await.unwrap(), Outcome::Done(Deleted::Gone)));
     served.stop().await;
 }
 
@@ -276,7 +281,7 @@ async fn a_foreign_pool_of_the_same_name_is_never_taken_over_unasked() {
 
     // Let go, it can be taken over again.
     let retain = spec(json!({"deletionPolicy": "Retain"}));
-    assert!(matches!(pool::delete(&context, UID, &retain).await.unwrap(), Outcome::Done(Deleted::Retained)));
+    assert!(matches!(pool::delete(&context, gone(&retain)).await.unwrap(), Outcome::Done(Deleted::Retained)));
     let report = in_sync(&context, "another", &by_name, &mut Keeper::default()).await;
     assert_eq!((report.change, &report.pool.id), (Change::Adopted, &foreign.id));
     served.stop().await;
@@ -297,13 +302,13 @@ async fn p05_blocked_deletion_names_the_linked_workspaces() {
         workspaces.push(workspace.id);
     }
     let writes = context.seam.writes();
-    let Outcome::Waiting(blocked) = pool::delete(&context, UID, &spec).await.unwrap() else { panic!("deleted") };
+    let Outcome::Waiting(blocked) = pool::delete(&context, gone(&spec)).await.unwrap() else { panic!("deleted") };
     assert_eq!((blocked.reason, context.seam.writes()), (reason::LINKED_WORKSPACES, writes));
     assert!(blocked.message.contains("prod/app-") && blocked.message.contains("and 2 more"), "{}", blocked.message);
     for id in &workspaces {
         context.control_plane.link_workspace(id, None).await.unwrap();
     }
-    assert!(matches!(pool::delete(&context, UID, &spec).await.unwrap(), Outcome::Done(Deleted::Gone)));
+    assert!(matches!(pool::delete(&context, gone(&spec)).await.unwrap(), Outcome::Done(Deleted::Gone)));
     served.stop().await;
 }
 
@@ -316,5 +321,25 @@ async fn a_missing_environment_is_waited_for_by_an_operator() {
     let environment = context.control_plane.create_environment("prod").await.unwrap();
     let report = in_sync(&context, UID, &spec, &mut Keeper::default()).await;
     assert_eq!(report.pool.environment, Some(environment.id));
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_joined_pool_gets_tokens_of_its_own_and_stays_its_owners() {
+    let served = Served::new().await;
+    let context = context(&served, Seam::default());
+    let join = spec(json!({"adoptionPolicy": "Join", "default": true}));
+    assert_eq!(waiting(&context, UID, &join).await.reason, reason::POOL_NOT_FOUND);
+
+    let owner = in_sync(&context, "owner", &spec(json!({})), &mut Keeper::default()).await;
+    let mut member = Keeper::default();
+    let joined = in_sync(&context, UID, &join, &mut member).await;
+    assert_eq!((joined.change, &joined.pool.id), (Change::None, &owner.pool.id));
+    assert_eq!(joined.pool.attributes.default, Some(false), "how the pool is decides its owner");
+    assert_eq!(context.control_plane.tokens(&owner.pool.id).await.unwrap().len(), 2);
+
+    assert!(matches!(pool::delete(&context, gone(&join)).await.unwrap(), Outcome::Done(Deleted::Retained)));
+    let left = context.control_plane.tokens(&owner.pool.id).await.unwrap();
+    assert!(left.len() == 1 && Some(&left[0].id) != member.id(), "only the member's own token is revoked: {left:?}");
     served.stop().await;
 }

@@ -213,7 +213,10 @@ impl Pass<'_> {
             self.context.forget(self.link);
             return Ok(None);
         }
-        if let Err(error) = self.unlink().await {
+        let forced = self.link.annotations().get(names::FORCE_DELETE).is_some_and(|value| value == "true");
+        if let Err(error) = self.unlink().await
+            && !(forced && matches!(error, Error::Sync(_) | Error::Waiting(_)))
+        {
             if !error.is_conflict() {
                 let message = format!("cannot be unlinked now: {}", error.to_text());
                 self.tell(&Found::Failed { reason: error.reason(), message }).await?;

@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use super::{Known, Pass, status::Fact};
+use super::{Known, Pass, secret, status::Fact};
 use crate::{
     api::{agent::AgentStatus, iacp::demand::PoolDemand},
     client::iacp,
@@ -28,7 +28,7 @@ use crate::{
             scale::{self, Memory, Removal, ScaleDecision, ScaleInput},
         },
     },
-    sync::WriteKind,
+    sync::{self, WriteKind},
 };
 
 /// Without news from the control plane its queue is looked at this often.
@@ -100,11 +100,7 @@ impl Pass<'_> {
         match known.connection.control_plane.pool_demand(&known.pool_id).await {
             Ok(demand) => Ok(Some(demand)),
             Err(iacp::Error::Unsupported) => Ok(None),
-            // It was deleted there: the next full pass makes it again.
-            Err(source @ iacp::Error::NotFound { .. }) => {
-                self.context.forget(self.pool);
-                Err(Error::Demand { source: Box::new(source) })
-            }
+            // One that is gone there is made again by the next full pass.
             Err(source) => Err(Error::Demand { source: Box::new(source) }),
         }
     }
@@ -192,6 +188,9 @@ impl Pass<'_> {
         decision: &ScaleDecision,
         memory: &mut Memory,
     ) -> Result<(), Error> {
+        if !decision.create.is_empty() {
+            self.check_secret(known).await?;
+        }
         for create in &decision.create {
             let salt = NameSalt {
                 pool_uid: &self.uid,
@@ -227,6 +226,15 @@ impl Pass<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Pods that start need the Secret: nobody tells when one is deleted, since listing Secrets is not for operators.
+    async fn check_secret(&self, known: &Known) -> Result<(), Error> {
+        let stored = self.common.cluster.get::<Secret>(&self.namespace, &known.secret_name).await?;
+        match stored.as_ref().and_then(secret::held) {
+            Some((id, _)) if id == known.token_id => Ok(()),
+            _ => Err(Error::NoToken),
+        }
     }
 
     /// Cordons, removes and marks.
@@ -353,13 +361,16 @@ impl Pass<'_> {
 
     /// Takes the agents of a deleted pool away; idle ones at once, busy ones when they have finished or their time
     /// is over. `None`: nothing is left; else when to look again, and what is waited for.
-    pub(super) async fn remove_agents(&mut self, connection: &Connection) -> Result<Option<(Duration, String)>, Error> {
+    pub(super) async fn remove_agents(
+        &mut self,
+        connection: &Connection,
+        sync: &sync::Context,
+    ) -> Result<Option<(Duration, String)>, Error> {
         let live = self.live_pods().await?;
         let pods: Vec<PodView> = live.iter().map(workloads::observe).collect();
         let mut waits = None;
         if !pods.is_empty() {
-            let pool = connection.control_plane.pool_by_external_id(&self.uid).await;
-            let pool = pool.map_err(|source| Error::Demand { source: Box::new(source) })?;
+            let pool = sync::pool::find(sync, self.input()).await?;
             let demand = match &pool {
                 Some(pool) => match connection.control_plane.pool_demand(&pool.id).await {
                     Ok(demand) => Some(demand),

@@ -79,15 +79,15 @@ impl Pass<'_> {
         };
         let sync = self.common.sync(&connection.control_plane);
         // First whether it may go at all: agents of a pool in use go on working.
-        if let Some(waiting) = sync::pool::blocked(&sync, &self.uid, spec).await? {
+        if let Some(waiting) = sync::pool::blocked(&sync, self.input()).await? {
             self.facts.deletion_blocked = Some(Fact::yes(waiting.reason, waiting.message));
             return Ok(Some(BLOCKED));
         }
-        if let Some((next, message)) = self.remove_agents(&connection).await? {
+        if let Some((next, message)) = self.remove_agents(&connection, &sync).await? {
             self.facts.draining = Some(Fact::yes(reason::DELETING, message));
             return Ok(Some(next));
         }
-        if let Outcome::Waiting(waiting) = sync::pool::delete(&sync, &self.uid, spec).await? {
+        if let Outcome::Waiting(waiting) = sync::pool::delete(&sync, self.input()).await? {
             self.facts.deletion_blocked = Some(Fact::yes(waiting.reason, waiting.message));
             return Ok(Some(BLOCKED));
         }

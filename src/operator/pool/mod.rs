@@ -102,6 +102,14 @@ impl Context {
         self.memory().get(&ObjectRef::from_obj(pool)).cloned()
     }
 
+    /// What was believed may be out of date: the next visit asks for all of it.
+    fn expire(&self, pool: &AgentPool) {
+        if let Some(memory) = self.memory().get_mut(&ObjectRef::from_obj(pool)) {
+            memory.until = tokio::time::Instant::now();
+        }
+    }
+
+    /// The object is gone.
     fn forget(&self, pool: &AgentPool) {
         let key = ObjectRef::from_obj(pool);
         self.memory().remove(&key);
@@ -212,13 +220,13 @@ impl<'a> Pass<'a> {
             Ok(Err(waiting)) => {
                 self.facts.stalled = waiting.reason != reason::CONTROL_PLANE_UNREACHABLE;
                 self.common.metrics.waiting("agentpool", waiting.reason);
-                self.context.forget(self.pool);
+                self.context.expire(self.pool);
                 let facts = self.facts.clone();
                 self.tell(&facts, None).await?;
                 return Ok(Some(jittered(LOOK_AGAIN)));
             }
             Err(error) => {
-                self.context.forget(self.pool);
+                self.context.expire(self.pool);
                 // Of a conflict nobody needs to hear: the next pass is in a moment.
                 if !error.is_conflict() {
                     let facts =
@@ -270,6 +278,9 @@ impl<'a> Pass<'a> {
         }
         let until = memory.until.saturating_duration_since(tokio::time::Instant::now());
         self.context.memory().insert(ObjectRef::from_obj(self.pool), memory);
+        if agents.is_err() {
+            self.context.expire(self.pool);
+        }
         let next = agents?.into_iter().chain(later).fold(until, Duration::min);
         Ok(Some(next))
     }
@@ -322,7 +333,7 @@ impl<'a> Pass<'a> {
             None => None,
         };
         let held = stored.as_ref().and_then(secret::held);
-        let input = PoolInput { uid: &self.uid, name: &self.name, spec, held: held.as_ref().map(|(id, _)| id) };
+        let input = PoolInput { held: held.as_ref().map(|(id, _)| id), ..self.input() };
         let sync = self.common.sync(&connection.control_plane);
         let report = match sync::pool::reconcile(&sync, input).await? {
             Outcome::Done(report) => report,
@@ -330,6 +341,10 @@ impl<'a> Pass<'a> {
         };
         self.announce(&report, held.is_some(), stored.is_some()).await;
         self.keep_secret(&connection, &secret_name, stored.as_ref(), held, report).await.map(Ok)
+    }
+
+    fn input(&self) -> PoolInput<'_> {
+        PoolInput { uid: &self.uid, name: &self.name, spec: &self.pool.spec, held: None }
     }
 
     fn not_registered(&mut self, waiting: Waiting) -> Waiting {
@@ -423,7 +438,7 @@ impl<'a> Pass<'a> {
         match status::urgency(old, &new) {
             Urgency::Never => return Ok(None),
             Urgency::Later => {
-                let wait = last.map_or(COARSE, |last| COARSE.saturating_sub(last.elapsed()));
+                let wait = last.map_or(Duration::ZERO, |last| COARSE.saturating_sub(last.elapsed()));
                 if !wait.is_zero() {
                     return Ok(Some(wait));
                 }
