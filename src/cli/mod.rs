@@ -12,6 +12,7 @@ mod crds;
 mod demo;
 mod operator;
 mod progress;
+mod rbac;
 mod server;
 mod up;
 
@@ -56,6 +57,8 @@ enum Command {
     Operator(Box<operator::Args>),
     /// Print the definitions of the custom resources, to apply them with kubectl.
     Crds,
+    /// Print the rights that the operator needs in a cluster, to apply them with kubectl.
+    Rbac(rbac::Args),
 }
 
 /// Runs the program; the exit code is 0 for success, 1 for failure, 2 for wrong usage.
@@ -78,7 +81,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     };
     let filter = cli.logging.log.as_deref().unwrap_or(match &cli.command {
         Command::Server(_) | Command::Agent(_) | Command::Operator(_) => "info",
-        Command::Demo(_) | Command::Up(_) | Command::Crds => "error",
+        Command::Demo(_) | Command::Up(_) | Command::Crds | Command::Rbac(_) => "error",
     });
     telemetry::init(filter, format).context("--log is no filter")?;
     let runtime =
@@ -91,6 +94,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Agent(command) => agent::run(command).await,
             Command::Operator(args) => operator::run(*args).await,
             Command::Crds => crds::run(),
+            Command::Rbac(args) => rbac::run(&args),
         }
     })
 }

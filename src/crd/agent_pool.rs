@@ -189,7 +189,8 @@ impl Default for TokenSpec {
 #[x_kube(validation = ("self.user != 'Root' || (has(self.acknowledgeRoot) && self.acknowledgeRoot)",
     "user Root weakens the isolation of every run: set acknowledgeRoot: true as well"))]
 pub struct Runs {
-    /// Image of the run container, with a tag or a digest; any image works. Absent: the agent's default.
+    /// Image of the run container, with a tag or a digest; any image works. Absent: in Pods
+    /// docker.io/hashicorp/terraform:1.11.4, elsewhere the agent's own default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Image>,
     /// Images that a workspace may choose instead: references, or prefixes that end in *.
@@ -203,7 +204,7 @@ pub struct Runs {
     /// Says that somebody has thought about user Root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acknowledge_root: Option<bool>,
-    /// Resources of the run container.
+    /// Resources of the run container; when absent, 100m of CPU and 128Mi of memory, and at most 2 CPUs and 2Gi.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
     /// Variables of every run. Not for secrets.

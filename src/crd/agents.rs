@@ -126,7 +126,8 @@ pub struct Agents {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account_name: Option<String>,
-    /// Merged into the Pods by the rules of server-side apply, for everything that has no field of its own here.
+    /// Labels, annotations and spec of a Pod in parts, merged into the Pods by the rules of server-side apply: for
+    /// everything that has no field of its own here. A null takes a field away.
     #[serde(default, skip_serializing_if = "FreeForm::is_empty")]
     pub overrides: FreeForm,
 }

@@ -4,7 +4,7 @@
 //! * [`pool`], [`link`]: the controllers' passes; [`controllers`] runs them.
 //! * [`cluster`]: the one way to the API server; [`control_planes`]: the one way to control planes.
 //! * [`leader`]: who may write. [`health`], [`metrics`], [`events`]: what people and machines see.
-//! * [`dry_run`]: what a pass would write.
+//! * [`dry_run`]: what a pass would write. [`rbac`]: the rights that all of it needs.
 
 pub mod cluster;
 pub mod control_planes;
@@ -12,6 +12,7 @@ pub mod dry_run;
 pub mod health;
 pub mod leader;
 pub mod metrics;
+pub mod rbac;
 pub mod workloads;
 
 mod backoff;

@@ -153,7 +153,12 @@ impl<'a> Plan<'_, 'a> {
             if self.blocked.by(image).is_some() {
                 continue;
             }
-            let lacking = wanted.saturating_sub(world.capacity(image));
+            // A bad node among good ones gets time: its Pod may come yet.
+            let waits = world.count(|seen| {
+                let broken = seen.current && seen.state == State::Broken && seen.pod.image == *image;
+                broken && !is_given_up(self.input, world, seen)
+            });
+            let lacking = wanted.saturating_sub(world.capacity(image) + waits);
             let new = lacking.min(room).min(allowed);
             missing += lacking.saturating_sub(room);
             (room, allowed) = (room - new, allowed - new);
