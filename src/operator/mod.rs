@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod rbac;
 pub mod workloads;
 
+mod asked;
 mod backoff;
 mod controllers;
 mod drift;

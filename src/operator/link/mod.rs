@@ -16,7 +16,12 @@ use kube::{
 };
 
 use self::status::Found;
-use super::{Common, Error, backoff::jittered, events::News, pool::is_paused};
+use super::{
+    Common, Error,
+    asked::{PAUSED_MESSAGE, is_forced, is_paused, requested},
+    backoff::jittered,
+    events::News,
+};
 use crate::{
     crd::{
         AgentPool, LINK_FINALIZER, WorkspaceLink,
@@ -83,10 +88,6 @@ impl Context {
     }
 }
 
-fn asked(link: &WorkspaceLink) -> Option<String> {
-    link.annotations().get(names::RECONCILE_REQUEST).cloned()
-}
-
 /// Brings one link into line.
 ///
 /// # Errors
@@ -105,7 +106,7 @@ async fn visit(seen: &WorkspaceLink, context: &Context) -> Result<Option<Duratio
     let done = lock(&context.done).get(&ObjectRef::from_obj(seen)).cloned().filter(|done| {
         done.uid == seen.uid()
             && done.generation == seen.meta().generation
-            && done.asked == asked(seen)
+            && done.asked == requested(seen)
             && seen.meta().deletion_timestamp.is_none()
             && !is_paused(seen)
             && seen.status.as_ref().is_some_and(|status| !status.conditions.is_empty())
@@ -122,8 +123,7 @@ async fn visit(seen: &WorkspaceLink, context: &Context) -> Result<Option<Duratio
     };
     let pass = Pass { context, common: &context.common, link: &link, namespace };
     if is_paused(&link) {
-        let message = format!("the annotation {} stops everything for this object: remove it to go on", names::PAUSED);
-        pass.tell(&Found::Waiting(Waiting::new(reason::PAUSED, message))).await?;
+        pass.tell(&Found::Waiting(Waiting::new(reason::PAUSED, PAUSED_MESSAGE))).await?;
         return Ok(None);
     }
     if link.meta().deletion_timestamp.is_some() {
@@ -168,7 +168,7 @@ impl Pass<'_> {
         let done = Done {
             uid: self.link.uid(),
             generation: self.link.meta().generation,
-            asked: asked(self.link),
+            asked: requested(self.link),
             until: tokio::time::Instant::now() + rest,
         };
         lock(&self.context.done).insert(key, done);
@@ -213,9 +213,8 @@ impl Pass<'_> {
             self.context.forget(self.link);
             return Ok(None);
         }
-        let forced = self.link.annotations().get(names::FORCE_DELETE).is_some_and(|value| value == "true");
         if let Err(error) = self.unlink().await
-            && !(forced && matches!(error, Error::Sync(_) | Error::Waiting(_)))
+            && !(is_forced(self.link) && matches!(error, Error::Sync(_) | Error::Waiting(_)))
         {
             if !error.is_conflict() {
                 let message = format!("cannot be unlinked now: {}", error.to_text());

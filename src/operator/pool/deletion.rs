@@ -7,8 +7,8 @@ use kube::{Resource, ResourceExt};
 
 use super::{LOOK_AGAIN, Pass, secret, secret::Ownership, secret_name, status::Fact};
 use crate::{
-    crd::{POOL_FINALIZER, conditions::reason, names},
-    operator::{Error, backoff::jittered, events::News},
+    crd::{POOL_FINALIZER, conditions::reason},
+    operator::{Error, asked::is_forced, backoff::jittered, events::News},
     sync::{self, Outcome},
 };
 
@@ -17,7 +17,7 @@ const BLOCKED: Duration = Duration::from_secs(5);
 
 impl Pass<'_> {
     /// One pass over a pool that is to go; when to come again.
-    pub(super) async fn delete(&mut self) -> Result<Option<Duration>, Error> {
+    pub(super) async fn delete(mut self) -> Result<Option<Duration>, Error> {
         if !self.pool.finalizers().iter().any(|name| name == POOL_FINALIZER) {
             self.context.forget(self.pool);
             return Ok(None);
@@ -34,15 +34,13 @@ impl Pass<'_> {
                     .clone()
                     .map(|fact| Fact { holds: Some(false), ..fact })
                     .or_else(|| self.facts.draining.clone().map(|fact| Fact { holds: Some(false), ..fact }));
-                let facts = self.facts.clone();
-                self.tell(&facts, None).await?;
+                self.tell(&self.facts, None).await?;
                 Ok(Some(next))
             }
             Err(error) => {
                 if !error.is_conflict() {
                     self.facts.not_ready = Some(Fact::no(error.reason(), error.to_text()));
-                    let facts = self.facts.clone();
-                    self.tell(&facts, None).await?;
+                    self.tell(&self.facts, None).await?;
                 }
                 Err(error)
             }
@@ -53,17 +51,13 @@ impl Pass<'_> {
     async fn remove(&mut self) -> Result<Option<Duration>, Error> {
         match self.remove_everywhere().await {
             // Somebody has said that nobody will ever answer there again.
-            Ok(Some(_)) | Err(Error::Sync(_) | Error::Demand { .. }) if self.is_forced() => {
+            Ok(Some(_)) | Err(Error::Sync(_) | Error::Demand { .. }) if is_forced(self.pool) => {
                 let note = "what is left in the control plane stays there, as the annotation asks".to_owned();
                 self.common.events.publish(self.pool, News { warning: true, reason: "ForceDeleted", note }).await;
                 self.remove_from_cluster().await.map(|()| None)
             }
             other => other,
         }
-    }
-
-    fn is_forced(&self) -> bool {
-        self.pool.annotations().get(names::FORCE_DELETE).is_some_and(|value| value == "true")
     }
 
     async fn remove_everywhere(&mut self) -> Result<Option<Duration>, Error> {

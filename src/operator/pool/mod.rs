@@ -32,7 +32,14 @@ use self::{
     secret::{Content, Ownership},
     status::{Fact, Facts, Urgency},
 };
-use super::{Common, Error, backoff::jittered, control_planes::Connection, events::News, workloads::scale};
+use super::{
+    Common, Error,
+    asked::{PAUSED_MESSAGE, is_paused, requested},
+    backoff::jittered,
+    control_planes::Connection,
+    events::News,
+    workloads::scale,
+};
 use crate::{
     crd::{
         self, AgentPool, AgentPoolStatus, POOL_FINALIZER,
@@ -117,14 +124,6 @@ impl Context {
     }
 }
 
-fn asked(pool: &AgentPool) -> Option<String> {
-    pool.annotations().get(names::RECONCILE_REQUEST).cloned()
-}
-
-pub(super) fn is_paused(meta: &impl ResourceExt) -> bool {
-    meta.annotations().get(names::PAUSED).is_some_and(|value| value == "true")
-}
-
 /// Name of the pool's Secret.
 fn secret_name(pool: &AgentPool) -> String {
     pool.spec.token.secret_name.clone().unwrap_or_else(|| format!("{}-agent-token", pool.name_any()))
@@ -148,7 +147,7 @@ async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, 
     let remembered = context.remembered(seen).filter(|memory| {
         seen.meta().uid.as_deref() == Some(&memory.uid)
             && seen.meta().generation == memory.generation
-            && asked(seen) == memory.asked
+            && requested(seen) == memory.asked
             && seen.meta().deletion_timestamp.is_none()
             && !is_paused(seen)
             && tokio::time::Instant::now() < memory.until
@@ -164,16 +163,12 @@ async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, 
     };
     if is_paused(&pool) {
         let facts =
-            Facts { not_ready: Some(Fact::no(reason::PAUSED, paused_message())), stalled: true, ..Facts::default() };
+            Facts { not_ready: Some(Fact::no(reason::PAUSED, PAUSED_MESSAGE)), stalled: true, ..Facts::default() };
         Pass::new(context, &pool).tell(&facts, None).await?;
         return Ok(None);
     }
-    let mut pass = Pass::new(context, &pool);
+    let pass = Pass::new(context, &pool);
     if pool.meta().deletion_timestamp.is_some() { pass.delete().await } else { pass.full().await }
-}
-
-fn paused_message() -> String {
-    format!("the annotation {} stops everything for this object: remove it to go on", names::PAUSED)
 }
 
 /// One pass over one pool.
@@ -213,7 +208,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Everything.
-    async fn full(&mut self) -> Result<Option<Duration>, Error> {
+    async fn full(mut self) -> Result<Option<Duration>, Error> {
         self.add_finalizer().await?;
         let (known, next_token) = match self.register().await {
             Ok(Ok(found)) => found,
@@ -221,8 +216,7 @@ impl<'a> Pass<'a> {
                 self.facts.stalled = waiting.reason != reason::CONTROL_PLANE_UNREACHABLE;
                 self.common.metrics.waiting("agentpool", waiting.reason);
                 self.context.expire(self.pool);
-                let facts = self.facts.clone();
-                self.tell(&facts, None).await?;
+                self.tell(&self.facts, None).await?;
                 return Ok(Some(jittered(LOOK_AGAIN)));
             }
             Err(error) => {
@@ -240,7 +234,7 @@ impl<'a> Pass<'a> {
         let mut memory = Memory {
             uid: self.uid.clone(),
             generation: self.pool.meta().generation,
-            asked: asked(self.pool),
+            asked: requested(self.pool),
             until: tokio::time::Instant::now() + jittered(self.common.resync).min(next_token),
             scaling: old.as_ref().map(|memory| memory.scaling.clone()).unwrap_or_default(),
             status_at: old.and_then(|memory| memory.status_at),
@@ -250,14 +244,7 @@ impl<'a> Pass<'a> {
         let object = ObjectRef::from_obj(self.pool);
         self.common.control_planes.watch(&memory.known.connection, &memory.known.pool_id, object);
         let next = self.agents(&memory.known.clone(), &mut memory.scaling, true).await;
-        let this = Pass {
-            facts: std::mem::take(&mut self.facts),
-            namespace: self.namespace.clone(),
-            name: self.name.clone(),
-            uid: self.uid.clone(),
-            ..*self
-        };
-        this.finish(next, memory).await
+        self.finish(next, memory).await
     }
 
     /// Tells in the status how it went, and remembers.
