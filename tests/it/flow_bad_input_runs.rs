@@ -7,7 +7,10 @@ use serde_json::json;
 use sqlx::Connection;
 use terrapool::agent::executor::Choice;
 
-use crate::support::programs::{AgentProgram, ServerProgram};
+use crate::support::{
+    cli::Input,
+    programs::{AgentProgram, ServerProgram},
+};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -60,6 +63,30 @@ async fn a_run_image_that_does_not_exist_is_named() {
     assert_eq!(run["attributes"]["error-code"], "image_unavailable", "{run}");
     server.admin.is_unlocked(&workspace).await;
     agent.leaves_nothing().await;
+}
+
+/// As an operator does when no Pod of an agent can start: the person at the CLI is told, instead of waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_no_agent_can_ever_take_ends_with_the_reason_in_the_cli() {
+    let data = tempfile::tempdir().unwrap();
+    let server = ServerProgram::start(data.path()).await;
+    let place = server.admin.place("prod").await;
+    let cli = server.cli(&place);
+    cli.write("main.tf", "resource \"terraform_data\" \"one\" {}\n");
+    cli.succeed(&["init"]).await;
+    let plan = cli.start(&["plan"], Input::None);
+    let workspace = server.admin.workspace("prod", "app").await["id"].as_str().unwrap().to_owned();
+    server.admin.run_becomes(&workspace, "plan_queued", SOON).await;
+    let message = "the image of the pool cannot be pulled: access denied. Give the pool a pull secret for it.";
+    let body = json!({"image": null, "code": "image_unavailable", "message": message});
+    let failed =
+        server.admin.post(&format!("/api/iacp/v3/agent-pools/{}/actions/fail-queued", place.pool), &body).await;
+    assert_eq!(failed["failed"], 1);
+    plan.end().await.expect(1).says(message);
+    let run = server.admin.newest_run(&workspace).await;
+    assert_eq!(run["attributes"]["error-code"], "image_unavailable", "{run}");
+    assert_eq!(run["attributes"]["error-message"], message);
+    server.admin.is_unlocked(&workspace).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

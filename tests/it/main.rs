@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "a program of tests exports nothing; `pub` says that its other files use it")]
 #![expect(clippy::unwrap_used, reason = "what fails in a test's set-up fails the test, with the line where")]
 
+mod agent_cordon;
 mod agent_crash;
 mod agent_ends;
 mod agent_executor_docker;

@@ -15,7 +15,12 @@ use terrapool::{
     },
 };
 
-use crate::support::{app::ADMIN_TOKEN, served::Served};
+use crate::support::{
+    app::ADMIN_TOKEN,
+    gate::{Fault as GateFault, Gate},
+    served::Served,
+    sim_agent::SimAgent,
+};
 
 const UID: &str = "11111111-2222-3333-4444-555555555555";
 
@@ -258,6 +263,54 @@ async fn rotation_keeps_the_old_token_for_the_overlap() {
     in_sync(&context, UID, &spec, &mut keeper).await;
     assert_eq!(token_ids(&context, &pool).await, [new]);
     served.stop().await;
+}
+
+/// An agent that registered with the first token goes on through renewals, the end of overlaps and of tokens, even
+/// when no pass was made for longer than a token lives.
+#[tokio::test]
+async fn an_agent_outlives_every_rotation() {
+    let served = Served::new().await;
+    let spec = spec(json!({"token": {"ttl": "24h", "rotateBefore": "4h", "overlap": "1h"}}));
+    let mut keeper = Keeper::default();
+    let context = context(&served, Seam::default());
+    let pool = in_sync(&context, UID, &spec, &mut keeper).await.pool.id;
+    let agent = SimAgent::register(&served.test, keeper.held.as_ref().unwrap().1.expose_secret(), "a").await;
+    for hours in [20, 1, 22, 1, 30, 1, 100, 2] {
+        served.test.advance(hours * 3600);
+        for _ in 0..3 {
+            in_sync(&context, UID, &spec, &mut keeper).await;
+            agent.heartbeat(&[]).await;
+        }
+    }
+    assert_eq!(token_ids(&context, &pool).await, [keeper.id().unwrap().clone()], "four tokens later");
+    served.stop().await;
+}
+
+/// A control plane without retiring, as scalr.io is: replaced tokens are revoked.
+#[tokio::test]
+async fn where_tokens_cannot_be_retired_they_are_revoked() {
+    for refusal in [404, 405] {
+        let served = Served::new().await;
+        let (gate, base) = Gate::open(served.test.router.clone()).await;
+        gate.fault("POST /actions/retire", GateFault::Refuse(refusal), usize::MAX);
+        let spec = spec(json!({"token": {"ttl": "24h", "rotateBefore": "4h", "overlap": "1h"}}));
+        let mut keeper = Keeper::default();
+        let client = http::client(None).unwrap();
+        let context = Context {
+            control_plane: ControlPlane::new(base, ADMIN_TOKEN.into(), client),
+            ..context(&served, Seam::default())
+        };
+        let pool = in_sync(&context, UID, &spec, &mut keeper).await.pool.id;
+        // In use: otherwise it would be revoked anyway.
+        SimAgent::register(&served.test, keeper.held.as_ref().unwrap().1.expose_secret(), "a").await;
+        for hours in [20, 2] {
+            served.test.advance(hours * 3600);
+            in_sync(&context, UID, &spec, &mut keeper).await;
+        }
+        assert_eq!(token_ids(&context, &pool).await, [keeper.id().unwrap().clone()]);
+        assert_eq!(gate.seen("POST /actions/retire").len(), 1);
+        served.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -147,6 +147,14 @@ impl ControlPlane {
         self.delete(&format!("{}/{id}", kind::ACCESS_TOKENS)).await
     }
 
+    /// Makes the control plane forget an agent that is offline or errored; fine when it is gone.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] while it works or could.
+    pub async fn forget_agent(&self, id: &AgentId) -> Result<()> {
+        self.delete(&format!("{}/{id}", kind::AGENTS)).await
+    }
+
     /// The agents of the pool.
     ///
     /// # Errors

@@ -176,6 +176,11 @@ pub async fn retire(unit: &mut Unit<'_>, token: &Token, successor: &TokenId) -> 
         return Err(wrong(format!("The token {successor} has expired: it can replace no other.")));
     }
     let moved = store::tokens::move_children(unit, &token.id, &heir.id).await?;
+    if moved > 0 {
+        // Agents live on it now, as if they had registered with it: nobody may take it for one that is not in use.
+        let now = unit.now;
+        store::tokens::touch(unit, &heir.id, now).await?;
+    }
     store::tokens::delete(unit, &token.id).await?;
     unit.changed(pool);
     Ok(moved)
