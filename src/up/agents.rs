@@ -228,6 +228,15 @@ mod tests {
     }
 
     #[test]
+    fn another_token_alone_is_no_reason_to_start_an_agent_again() {
+        let agent =
+            |token: &str, slots| LocalAgent { pool: "p".to_owned(), token: token.into(), slots, run_as_root: false };
+        assert!(agent("new", 1).is_served_by(&agent("old", 1)));
+        assert!(!agent("old", 2).is_served_by(&agent("old", 1)));
+        assert_ne!(agent("new", 1), agent("old", 1), "but it is news: a later start takes it");
+    }
+
+    #[test]
     fn a_pool_for_other_nodes_gets_no_agent_here_and_says_why() {
         let spec = |text: &str| -> AgentPoolSpec { serde_json::from_str(text).unwrap() };
         let labels = host_labels("ID=debian\n", &BTreeMap::new());

@@ -153,3 +153,36 @@ async fn up_follows_its_manifests() {
     up.end().await.expect(0);
     assert_eq!(processes_with(place.path().to_str().unwrap()), Vec::<i32>::new());
 }
+
+/// The pool's token is replaced every two seconds here; its agent is neither cut off nor started again.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_of_up_stays_while_its_token_is_replaced() {
+    let place = tempfile::tempdir().unwrap();
+    let (dir, data) = (place.path().join("manifests"), place.path().join("data"));
+    fs::create_dir(&dir).unwrap();
+    let token = "  token:\n    ttl: 1h\n    rotateBefore: 59m58s\n    overlap: 1s\n";
+    fs::write(dir.join("pool.yaml"), pool("main", token)).unwrap();
+    let mut command = terrapool();
+    command.arg("up").arg(&dir).arg("--data").arg(&data).args(["--executor", "process"]);
+    let mut up = Running::program("terrapool up", command);
+    up.until("agent of pool main ready (executor process)").await;
+    let env = connection(&data.join("connection.env"));
+    let admin = Admin::new(env["TERRAPOOL_HTTP_ADDRESS"].clone(), env["TERRAPOOL_TOKEN"].clone());
+    let agents = admin.get("/api/iacp/v3/agents").await;
+    let (agent, pool) = (agents["data"][0]["id"].clone(), id(&json!({"data": pool_of(&admin, "main").await})));
+    eventually("three more tokens have come and gone", Duration::from_secs(40), async || {
+        let tokens = admin.get(&format!("/api/iacp/v3/agent-pools/{pool}/access-tokens")).await;
+        let tokens = tokens["data"].as_array().unwrap().clone();
+        let ordinal =
+            |token: &Value| token["attributes"]["external-id"].as_str()?.rsplit('/').next()?.parse::<u32>().ok();
+        if tokens.iter().all(|token| ordinal(token).is_some_and(|n| n >= 4)) { Ok(()) } else { Err(tokens) }
+    })
+    .await;
+    let demand = admin.get(&format!("/api/iacp/v3/agent-pools/{pool}/demand")).await;
+    assert_eq!((&demand["agents"][0]["id"], &demand["agents"][0]["status"]), (&agent, &json!("idle")), "{demand}");
+    assert_eq!((&demand["registrations"], demand["agents"].as_array().unwrap().len()), (&json!(1), 1), "{demand}");
+    let text = up.text();
+    assert_eq!(text.matches("agent of pool main").count(), 1, "{text}");
+    up.signal(Signal::INT);
+    up.end().await.expect(0);
+}

@@ -86,7 +86,6 @@ pub async fn claim(
         drop(connection);
         try_claim(app, caller, request, &held).await
     };
-    // `Some(None)`: waiting on is of no use.
     let end = async {
         tokio::select! {
             () = tokio::time::sleep(wait(request.wait_ms)) => {}
@@ -111,6 +110,7 @@ async fn last_claim(app: &AppState, caller: &Caller<'_>, request: &ClaimRequest)
     Ok(None)
 }
 
+/// A job; `Some(None)`: there will never be one for this call; `None`: not yet.
 async fn try_claim(
     app: &AppState,
     caller: &Caller<'_>,
