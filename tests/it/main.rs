@@ -11,6 +11,7 @@ mod agent_executor_runs;
 mod agent_executor_slugs;
 mod agent_flow;
 mod agent_sidecar;
+mod agent_sidecar_containers;
 mod agent_sidecar_ends;
 mod agent_sign_on;
 mod api_iacp_changes;

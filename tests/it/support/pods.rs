@@ -146,6 +146,11 @@ impl Pod {
         self.agent.insert(Running::program(&format!("agent {}", self.name), command))
     }
 
+    /// User of the run container.
+    pub fn run_user(&self) -> u32 {
+        self.users.run
+    }
+
     /// Process id of the runner.
     pub fn runner_pid(&self) -> i32 {
         let found = processes_with(&format!("wait\0{}\0", self.volume.display()));
