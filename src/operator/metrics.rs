@@ -7,6 +7,7 @@ use prometheus_client::{
     metrics::{
         counter::Counter,
         family::Family,
+        gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
         info::Info,
     },
@@ -31,6 +32,7 @@ pub struct Metrics {
     duration: Family<Kind, Histogram, fn() -> Histogram>,
     errors: Family<Why, Counter>,
     waiting: Family<Why, Counter>,
+    in_line: Family<Kind, Gauge>,
 }
 
 impl Default for Metrics {
@@ -39,13 +41,15 @@ impl Default for Metrics {
             Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 4.0, 8)));
         let errors: Family<Why, Counter> = Family::default();
         let waiting: Family<Why, Counter> = Family::default();
+        let in_line: Family<Kind, Gauge> = Family::default();
         let mut registry = Registry::with_prefix("terrapool");
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "Version of the program", build);
         registry.register("reconcile_duration_seconds", "Time of one visit of an object", duration.clone());
         registry.register("reconcile_errors", "Visits that ended with an error, by reason", errors.clone());
         registry.register("reconcile_waiting", "Visits that found something to wait for, by reason", waiting.clone());
-        Self { registry: Arc::new(registry), duration, errors, waiting }
+        registry.register("objects_in_line", "Objects that were in line when last looked at", in_line.clone());
+        Self { registry: Arc::new(registry), duration, errors, waiting, in_line }
     }
 }
 
@@ -61,6 +65,11 @@ impl Metrics {
     /// A visit found that somebody else has to do something first.
     pub(super) fn waiting(&self, kind: &'static str, reason: &'static str) {
         self.waiting.get_or_create(&Why { kind, reason }).inc();
+    }
+
+    /// So many more objects are known to be in line, or with a negative number so many fewer.
+    pub(super) fn in_line(&self, kind: &'static str, more: i64) {
+        self.in_line.get_or_create(&Kind { kind }).inc_by(more);
     }
 
     /// The text that Prometheus reads.

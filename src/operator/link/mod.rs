@@ -83,8 +83,20 @@ impl Context {
     }
 
     fn forget(&self, link: &WorkspaceLink) {
-        lock(&self.done).remove(&ObjectRef::from_obj(link));
+        self.not_done(link);
         self.wait(link, false);
+    }
+
+    fn done(&self, link: &WorkspaceLink, done: Done) {
+        if lock(&self.done).insert(ObjectRef::from_obj(link), done).is_none() {
+            self.common.metrics.in_line("workspacelink", 1);
+        }
+    }
+
+    fn not_done(&self, link: &WorkspaceLink) {
+        if lock(&self.done).remove(&ObjectRef::from_obj(link)).is_some() {
+            self.common.metrics.in_line("workspacelink", -1);
+        }
     }
 }
 
@@ -159,9 +171,8 @@ impl Pass<'_> {
         self.tell(&found).await?;
         let waits = matches!(found, Found::Waiting(_));
         self.context.wait(self.link, waits);
-        let key = ObjectRef::from_obj(self.link);
         if waits {
-            lock(&self.context.done).remove(&key);
+            self.context.not_done(self.link);
             return Ok(jittered(LOOK_AGAIN));
         }
         let rest = jittered(self.common.resync);
@@ -171,7 +182,7 @@ impl Pass<'_> {
             asked: requested(self.link),
             until: tokio::time::Instant::now() + rest,
         };
-        lock(&self.context.done).insert(key, done);
+        self.context.done(self.link, done);
         Ok(rest)
     }
 

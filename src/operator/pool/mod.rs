@@ -119,8 +119,16 @@ impl Context {
     /// The object is gone.
     fn forget(&self, pool: &AgentPool) {
         let key = ObjectRef::from_obj(pool);
-        self.memory().remove(&key);
+        if self.memory().remove(&key).is_some() {
+            self.common.metrics.in_line("agentpool", -1);
+        }
         self.common.control_planes.forget(&key);
+    }
+
+    fn remember(&self, pool: &AgentPool, memory: Memory) {
+        if self.memory().insert(ObjectRef::from_obj(pool), memory).is_none() {
+            self.common.metrics.in_line("agentpool", 1);
+        }
     }
 }
 
@@ -264,7 +272,7 @@ impl<'a> Pass<'a> {
             memory.status_at = Some(tokio::time::Instant::now());
         }
         let until = memory.until.saturating_duration_since(tokio::time::Instant::now());
-        self.context.memory().insert(ObjectRef::from_obj(self.pool), memory);
+        self.context.remember(self.pool, memory);
         if agents.is_err() {
             self.context.expire(self.pool);
         }

@@ -9,6 +9,7 @@ use crate::support::{
     floor::{Database, write_file},
     report::{self, Samples},
     rig::{Rig, reference},
+    usage::Memory,
 };
 
 const ROUNDS: usize = 7;
@@ -75,9 +76,9 @@ pub async fn memory(version: &str) -> anyhow::Result<()> {
         rig.ended(&run).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         for (id, samples) in [(rig.server.id(), &mut server), (rig.agent()?.id(), &mut agent)] {
-            let rollup = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup"))?;
-            for (samples, name) in samples.iter_mut().zip(["Rss:", "Pss:", "Anonymous:"]) {
-                samples.push(mebibytes(&rollup, name));
+            let Memory { resident, proportional, anonymous } = Memory::of(id);
+            for (samples, value) in samples.iter_mut().zip([resident, proportional, anonymous]) {
+                samples.push(value);
             }
         }
     }
@@ -87,9 +88,4 @@ pub async fn memory(version: &str) -> anyhow::Result<()> {
         report::samples("  not backed by the program's file", anonymous, "MiB");
     }
     Ok(())
-}
-
-fn mebibytes(rollup: &str, name: &str) -> f64 {
-    let line = rollup.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
-    line.unwrap_or(f64::NAN) / 1024.0
 }

@@ -71,9 +71,13 @@ pub fn machine() -> String {
     let memory =
         memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
     let memory = memory.unwrap_or(0_u64) / (1024 * 1024);
+    format!("machine: {cores} cores, {memory} GiB of memory, load {} at the start; commit {}", load(), commit())
+}
+
+/// How many processes want to run, on average over the last minute.
+pub fn load() -> String {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or("?").to_owned();
-    format!("machine: {cores} cores, {memory} GiB of memory, load {load} at the start; commit {}", commit())
+    load.split(' ').next().unwrap_or("?").to_owned()
 }
 
 fn commit() -> String {

@@ -19,16 +19,16 @@ use terrapool::{
         agent::{ClaimRequest, ExecutorKind, FinishRequest, JobRef, Outcome, RegisterRequest, ResourceChanges},
         job::{JobSpec, Stage},
     },
-    client::agent::AgentClient,
+    client::{agent::AgentClient, iacp::ControlPlane},
     http,
 };
 
 use super::program::Program;
 
 /// The optimised program, as cargo built it for this benchmark.
-const TERRAPOOL: &str = env!("CARGO_BIN_EXE_terrapool");
+pub const TERRAPOOL: &str = env!("CARGO_BIN_EXE_terrapool");
 
-const TOKEN: &str = "token-of-the-benchmarks-administrator";
+pub const TOKEN: &str = "token-of-the-benchmarks-administrator";
 
 /// The environment of all workspaces: the CLI's organization.
 pub const ORGANIZATION: &str = "bench";
@@ -47,7 +47,7 @@ pub struct Rig {
 
 /// A workspace with an uploaded configuration.
 pub struct Workspace {
-    id: String,
+    pub id: String,
     configuration: String,
 }
 
@@ -98,6 +98,11 @@ impl Rig {
         text(&serde_json::from_str::<Value>(&identity)?["instance"])
     }
 
+    /// The control plane, as an administrator.
+    pub fn control_plane(&self) -> anyhow::Result<ControlPlane> {
+        Ok(ControlPlane::new(self.address.parse()?, TOKEN.to_owned().into(), self.http.clone()))
+    }
+
     pub fn path(&self) -> &Path {
         self.data.path()
     }
@@ -128,7 +133,7 @@ impl Rig {
         self.request(Method::GET, path, None).await
     }
 
-    async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         self.request(Method::POST, path, Some(body)).await
     }
 
@@ -194,7 +199,8 @@ impl Rig {
     }
 }
 
-fn terrapool(arguments: &[&str]) -> Command {
+/// The program, with a clean environment.
+pub fn terrapool(arguments: &[&str]) -> Command {
     let mut command = Command::new(TERRAPOOL);
     command.args(arguments).env_clear();
     command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("NO_COLOR", "1");
