@@ -318,16 +318,38 @@ impl Cluster {
         gone(within(|| format!("delete {}", object()), call).await)
     }
 
-    /// Sets the object's finalizers, if it is still as it was read.
+    /// Sets the object's finalizers, if it is still as it was read; the object as it is then. `None`: a dry run.
     ///
     /// # Errors
     /// A conflict when it is not.
-    pub async fn set_finalizers<K: Object>(&self, seen: &K, finalizers: &[String]) -> Result<()> {
+    pub async fn set_finalizers<K: Object>(&self, seen: &K, finalizers: &[String]) -> Result<Option<K>> {
         let meta = seen.meta();
         let patch = json!({"metadata": {
             "uid": meta.uid, "resourceVersion": meta.resource_version, "finalizers": finalizers,
         }});
         self.merge(seen, "set the finalizers of", &patch).await
+    }
+
+    /// The object as the API server has it now, never from a cache, and with our finalizer if it is to have one. Of an
+    /// object that was `seen` without, the finalizer is written at once: that works only on what was seen, so that
+    /// it need not be read before.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn get_with_finalizer<K: Object>(&self, seen: &K, finalizer: &str, wanted: bool) -> Result<Option<K>> {
+        let meta = seen.meta();
+        let has = |name: &String| name == finalizer;
+        if wanted && !self.is_dry() && !meta.finalizers.iter().flatten().any(has) {
+            let finalizers: Vec<_> = meta.finalizers.iter().flatten().cloned().chain([finalizer.to_owned()]).collect();
+            match self.set_finalizers(seen, &finalizers).await {
+                Ok(Some(object)) => return Ok(Some(object)),
+                Ok(None) => {}
+                // It changed, or it is gone.
+                Err(error) if matches!(error.code(), Some(404 | 409 | 422)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.get(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default()).await
     }
 
     /// Sets labels of an object.
@@ -336,26 +358,31 @@ impl Cluster {
     /// When the API server refuses or does not answer.
     pub async fn label<K: Object>(&self, seen: &K, labels: &Value) -> Result<()> {
         let patch = json!({"metadata": {"uid": seen.meta().uid, "labels": labels}});
-        self.merge(seen, "label", &patch).await
+        self.merge(seen, "label", &patch).await.map(drop)
     }
 
-    async fn merge<K: Object>(&self, seen: &K, action: &'static str, patch: &Value) -> Result<()> {
+    async fn merge<K: Object>(&self, seen: &K, action: &'static str, patch: &Value) -> Result<Option<K>> {
         let namespace = seen.meta().namespace.clone().unwrap_or_default();
         let name = seen.meta().name.clone().unwrap_or_default();
         let object = || format!("{} {namespace}/{name}", K::kind(&()));
         if !self.begin(action, object, || patch.clone())? {
-            return Ok(());
+            return Ok(None);
         }
         let params = PatchParams::default();
         let call = async { self.api::<K>(&namespace).patch(&name, &params, &Patch::Merge(patch)).await };
-        within(|| format!("{action} {}", object()), call).await.map(drop)
+        within(|| format!("{action} {}", object()), call).await.map(Some)
     }
 
-    /// Server-side apply of the status. An object that is gone needs none.
+    /// Server-side apply of the status; the [`version`] of the object then. An object that is gone needs none.
     ///
     /// # Errors
     /// When the API server refuses or does not answer.
-    pub async fn apply_status<K: Object>(&self, seen: &K, manager: &str, status: &impl Serialize) -> Result<()> {
+    pub async fn apply_status<K: Object>(
+        &self,
+        seen: &K,
+        manager: &str,
+        status: &impl Serialize,
+    ) -> Result<Option<u64>> {
         let namespace = seen.meta().namespace.clone().unwrap_or_default();
         let name = seen.meta().name.clone().unwrap_or_default();
         let object = || format!("{} {namespace}/{name}", K::kind(&()));
@@ -366,12 +393,21 @@ impl Cluster {
             "status": status,
         });
         if !self.begin("write the status of", object, || patch["status"].clone())? {
-            return Ok(());
+            return Ok(None);
         }
         let params = PatchParams::apply(manager).force();
         let call = async { self.api::<K>(&namespace).patch_status(&name, &params, &Patch::Apply(&patch)).await };
-        gone(within(|| format!("write the status of {}", object()), call).await.map(drop))
+        match within(|| format!("write the status of {}", object()), call).await {
+            Ok(object) => Ok(version(&object)),
+            Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
+}
+
+/// The object's resourceVersion as a number that grows with each change; `None` where it is no number.
+pub fn version<K: Resource>(object: &K) -> Option<u64> {
+    object.meta().resource_version.as_deref()?.parse().ok()
 }
 
 fn resource(kind: OwnedKind) -> ApiResource {

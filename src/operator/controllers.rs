@@ -99,7 +99,7 @@ async fn run_both(
     let client = common.cluster.client().clone();
     let (pools, pool_writer) = reflector::store::<AgentPool>();
     let (links, link_writer) = reflector::store::<WorkspaceLink>();
-    let link_context = Arc::new(link::Context::new(common.clone()));
+    let link_context = Arc::new(link::Context::new(common.clone(), pools.clone()));
     let pool_context = Arc::new(pool::Context::new(common, pods));
     let waiting = Arc::clone(&link_context);
     let (helped, helped_links) = mpsc::unbounded_channel();

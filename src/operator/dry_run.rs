@@ -68,7 +68,7 @@ async fn of_namespace(config: &Config, client: &Client, namespace: Option<&str>)
         let result = super::pool::reconcile(Arc::new(pool), Arc::clone(&pool_context)).await;
         plans.push(plan("AgentPool", object, &common, result.err()));
     }
-    let link_context = Arc::new(super::link::Context::new(common.clone()));
+    let link_context = Arc::new(super::link::Context::empty(common.clone()));
     for link in links.items {
         let object = format!("{}/{}", link.namespace().unwrap_or_default(), link.name_any());
         let result = super::link::reconcile(Arc::new(link), Arc::clone(&link_context)).await;

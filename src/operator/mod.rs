@@ -50,6 +50,9 @@ use crate::{
     telemetry::Chain,
 };
 
+/// A cache that does not show our own last write yet is asked again after this long: its event is on the way.
+const READ_BACK: Duration = Duration::from_millis(25);
+
 /// How an operator is started.
 #[derive(Debug, Clone)]
 pub struct Config {

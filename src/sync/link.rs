@@ -60,6 +60,17 @@ pub fn plan(on_conflict: OnConflict, pool: &Pool, workspace: &Workspace, title: 
     }
 }
 
+/// Looks whether the workspace is linked as it should be, and writes nothing. `None`: it is not.
+///
+/// # Errors
+/// When a call failed.
+pub async fn inspect(context: &Context, input: LinkInput<'_>) -> Result<Option<LinkReport>> {
+    let Ok((workspace, title)) = find_workspace(context, input.spec, false).await? else { return Ok(None) };
+    let Ok(pool) = find_pool(context, input, &workspace).await? else { return Ok(None) };
+    let in_line = plan(input.spec.on_conflict, &pool, &workspace, &title) == Ok(Plan::Nothing);
+    Ok(in_line.then_some(LinkReport { pool, workspace, title, changed: false }))
+}
+
 /// Links the workspace.
 ///
 /// # Errors

@@ -133,22 +133,22 @@ pub(super) async fn reconcile(
     let marker = marker(uid);
     let tokens = context.control_plane.tokens(pool).await.map_err(reading("list the pool's tokens"))?;
     let tokens: Vec<Seen> = tokens.iter().map(|token| seen(token, &marker)).collect();
-    let plan = plan(spec, held, &tokens, context.clock.now_ms());
-    for id in &plan.revoke {
+    let planned = plan(spec, held, &tokens, context.clock.now_ms());
+    for id in &planned.revoke {
         context.seam.write(WriteKind::DeleteToken, context.control_plane.delete_token(id)).await?;
     }
     if let Some(held) = held {
-        for id in &plan.retire {
+        for id in &planned.retire {
             context.seam.write(WriteKind::RetireToken, retire(context, id, held)).await?;
         }
     }
-    let Some(ordinal) = plan.create else {
+    let Some(ordinal) = planned.create else {
         let current = tokens.into_iter().find(|token| Some(&token.id) == held);
         return Ok(TokenReport {
             fresh: None,
             expires_at: current.as_ref().and_then(|token| token.expires_at),
             id: current.map(|token| token.id),
-            next: plan.next,
+            next: planned.next,
         });
     };
     let external_id = format!("{marker}{ordinal}");
@@ -160,14 +160,14 @@ pub(super) async fn reconcile(
     };
     let create = context.control_plane.create_token(pool, &attributes);
     let (token, secret) = context.seam.write(WriteKind::CreateToken, create).await?;
-    let Seen { id, expires_at, .. } = seen(&token, &marker);
-    Ok(TokenReport {
-        id: Some(id.clone()),
-        expires_at,
+    let fresh = seen(&token, &marker);
+    let next = match tokens.iter().any(|token| token.ordinal.is_some()) {
         // Soon again: what the fresh one replaces is looked at with the fresh one in hand.
-        next: Some(context.clock.now_ms()),
-        fresh: Some(NewToken { id, secret, expires_at }),
-    })
+        true => Some(context.clock.now_ms()),
+        false => plan(spec, Some(&fresh.id), std::slice::from_ref(&fresh), context.clock.now_ms()).next,
+    };
+    let Seen { id, expires_at, .. } = fresh;
+    Ok(TokenReport { id: Some(id.clone()), expires_at, next, fresh: Some(NewToken { id, secret, expires_at }) })
 }
 
 /// Revokes what was made for the object: it keeps no token any more.

@@ -4,6 +4,7 @@
 
 mod demand;
 mod pools;
+mod shared;
 mod workspaces;
 
 use std::{sync::Arc, time::Duration};
@@ -17,6 +18,7 @@ use serde_json::Value;
 pub use pools::{Agent, Pool, PoolToken};
 pub use workspaces::{Environment, Workspace};
 
+use self::shared::SharedReads;
 use super::{Refusal, success_or_refusal};
 use crate::{
     api::iacp::BASE,
@@ -96,13 +98,15 @@ struct Inner {
     base: Url,
     token: SecretString,
     http: Client,
+    /// By name: everything that is looked for is in one of a few.
+    environments: SharedReads<Option<Environment>>,
 }
 
 impl ControlPlane {
     /// `base` is the server's address without a path, as `https://terrapool.example.com`.
     #[must_use]
     pub fn new(base: Url, token: SecretString, http: Client) -> Self {
-        Self(Arc::new(Inner { base, token, http }))
+        Self(Arc::new(Inner { base, token, http, environments: SharedReads::default() }))
     }
 
     /// The server's address.

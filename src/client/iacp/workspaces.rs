@@ -28,9 +28,12 @@ impl ControlPlane {
     /// # Errors
     /// Those of the call.
     pub async fn environment_by_name(&self, name: &str) -> Result<Option<Environment>> {
-        let found = self.list(kind::ENVIRONMENTS, &[("filter[name]", name)]).await?;
-        let found = found.iter().map(environment).collect::<Result<Vec<_>>>()?;
-        Ok(found.into_iter().find(|environment| environment.name == name))
+        let read = async {
+            let found = self.list(kind::ENVIRONMENTS, &[("filter[name]", name)]).await?;
+            let found = found.iter().map(environment).collect::<Result<Vec<_>>>()?;
+            Ok(found.into_iter().find(|environment| environment.name == name))
+        };
+        self.0.environments.of(name).get(read).await
     }
 
     /// # Errors

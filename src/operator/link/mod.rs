@@ -12,19 +12,23 @@ use std::{
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     Resource, ResourceExt,
-    runtime::{controller::Action, reflector::ObjectRef},
+    runtime::{
+        controller::Action,
+        reflector::{ObjectRef, Store},
+    },
 };
 
 use self::status::Found;
 use super::{
-    Common, Error,
+    Common, Error, READ_BACK,
     asked::{PAUSED_MESSAGE, is_forced, is_paused, requested},
     backoff::jittered,
+    cluster::version,
     events::News,
 };
 use crate::{
     crd::{
-        AgentPool, LINK_FINALIZER, WorkspaceLink,
+        AgentPool, LINK_FINALIZER, WorkspaceLink, WorkspaceLinkStatus,
         conditions::{self, reason},
         names,
     },
@@ -38,6 +42,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) common: Common,
+    /// The AgentPools, as last heard of.
+    pools: Store<AgentPool>,
     done: Mutex<HashMap<ObjectRef<WorkspaceLink>, Done>>,
     /// Links that wait for something about their pool.
     waiting: Mutex<HashMap<ObjectRef<AgentPool>, BTreeSet<String>>>,
@@ -50,6 +56,8 @@ struct Done {
     generation: Option<i64>,
     asked: Option<String>,
     until: tokio::time::Instant,
+    /// Version of the object with our last write.
+    written: Option<u64>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -57,8 +65,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Context {
-    pub(super) fn new(common: Common) -> Self {
-        Self { common, done: Mutex::default(), waiting: Mutex::default() }
+    pub(super) fn new(common: Common, pools: Store<AgentPool>) -> Self {
+        Self { common, pools, done: Mutex::default(), waiting: Mutex::default() }
+    }
+
+    /// For a dry run: there is no cache.
+    pub(super) fn empty(common: Common) -> Self {
+        let (pools, _) = kube::runtime::reflector::store();
+        Self::new(common, pools)
     }
 
     /// The links that an event of this pool may help.
@@ -115,25 +129,28 @@ pub(super) async fn reconcile(seen: Arc<WorkspaceLink>, context: Arc<Context>) -
 
 async fn visit(seen: &WorkspaceLink, context: &Context) -> Result<Option<Duration>, Error> {
     let now = tokio::time::Instant::now();
+    let active = seen.meta().deletion_timestamp.is_none() && !is_paused(seen);
     let done = lock(&context.done).get(&ObjectRef::from_obj(seen)).cloned().filter(|done| {
-        done.uid == seen.uid()
-            && done.generation == seen.meta().generation
-            && done.asked == requested(seen)
-            && seen.meta().deletion_timestamp.is_none()
-            && !is_paused(seen)
-            && seen.status.as_ref().is_some_and(|status| !status.conditions.is_empty())
-            && now < done.until
+        active && done.uid == seen.uid() && done.generation == seen.meta().generation && done.asked == requested(seen)
     });
-    if let Some(done) = done {
-        return Ok(Some(done.until - now));
+    if let Some(done) = done.filter(|done| now < done.until) {
+        if version(seen) < done.written {
+            return Ok(Some(READ_BACK));
+        }
+        if seen.status.as_ref().is_some_and(|status| !status.conditions.is_empty()) {
+            return Ok(Some(done.until - now));
+        }
     }
-    let namespace = seen.namespace().unwrap_or_default();
+    if active && let Some(rest) = Pass::new(context, seen).verify().await {
+        return Ok(Some(rest));
+    }
     // What a cache says may be long over: nothing is linked for an object that is gone.
-    let Some(link) = context.common.cluster.get::<WorkspaceLink>(&namespace, &seen.name_any()).await? else {
+    let live = context.common.cluster.get_with_finalizer(seen, LINK_FINALIZER, active).await?;
+    let Some(link) = live else {
         context.forget(seen);
         return Ok(None);
     };
-    let pass = Pass { context, common: &context.common, link: &link, namespace };
+    let pass = Pass::new(context, &link);
     if is_paused(&link) {
         pass.tell(&Found::Waiting(Waiting::new(reason::PAUSED, PAUSED_MESSAGE))).await?;
         return Ok(None);
@@ -160,7 +177,55 @@ struct Pass<'a> {
     namespace: String,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    fn new(context: &'a Context, link: &'a WorkspaceLink) -> Self {
+        Self { context, common: &context.common, link, namespace: link.namespace().unwrap_or_default() }
+    }
+
+    /// Looks, without a write and from what the cache says of the objects, whether all is as the status says; when to
+    /// look again. `None`: something is to be done, which is then decided from the objects themselves.
+    async fn verify(&self) -> Option<Duration> {
+        let status = self.link.status.as_ref()?;
+        let ready = conditions::get(&status.conditions, conditions::READY)?;
+        if ready.status != "True" || !self.link.finalizers().iter().any(|name| name == LINK_FINALIZER) {
+            return None;
+        }
+        let pool = match &self.link.spec.pool_ref {
+            Some(target) => Some(self.context.pools.get(&ObjectRef::new(&target.name).within(&self.namespace))?),
+            None => None,
+        };
+        let reference = match &pool {
+            Some(pool) => pool.spec.control_plane.as_ref(),
+            None => self.link.spec.control_plane.as_ref(),
+        };
+        let connection = self.common.control_planes.resolve(&self.namespace, reference).await.ok()?.ok()?;
+        let uid = pool.as_ref().and_then(|pool| pool.metadata.uid.as_deref());
+        let input = LinkInput { spec: &self.link.spec, pool_uid: uid };
+        let report = sync::link::inspect(&self.common.sync(&connection.control_plane), input).await.ok()??;
+        let new = self.status(&Found::Linked(Box::new(report)));
+        (*status == new).then(|| self.done(None))
+    }
+
+    /// All is in line; when to look again.
+    fn done(&self, written: Option<u64>) -> Duration {
+        self.context.wait(self.link, false);
+        let rest = jittered(self.common.resync);
+        let done = Done {
+            uid: self.link.uid(),
+            generation: self.link.meta().generation,
+            asked: requested(self.link),
+            until: tokio::time::Instant::now() + rest,
+            written: written.or(version(self.link)),
+        };
+        self.context.done(self.link, done);
+        rest
+    }
+
+    fn status(&self, found: &Found) -> WorkspaceLinkStatus {
+        let now = Timestamp::from_millisecond(self.common.clock.now_ms()).unwrap_or_default();
+        status::compute(self.link.status.as_ref(), found, self.link.meta().generation, now)
+    }
+
     async fn bring_into_line(&self) -> Result<Duration, Error> {
         let mut finalizers = self.link.finalizers().to_vec();
         if !finalizers.iter().any(|name| name == LINK_FINALIZER) {
@@ -168,22 +233,13 @@ impl Pass<'_> {
             self.common.cluster.set_finalizers(self.link, &finalizers).await?;
         }
         let found = self.find().await?;
-        self.tell(&found).await?;
-        let waits = matches!(found, Found::Waiting(_));
-        self.context.wait(self.link, waits);
-        if waits {
+        let written = self.tell(&found).await?;
+        if matches!(found, Found::Waiting(_)) {
+            self.context.wait(self.link, true);
             self.context.not_done(self.link);
             return Ok(jittered(LOOK_AGAIN));
         }
-        let rest = jittered(self.common.resync);
-        let done = Done {
-            uid: self.link.uid(),
-            generation: self.link.meta().generation,
-            asked: requested(self.link),
-            until: tokio::time::Instant::now() + rest,
-        };
-        self.context.done(self.link, done);
-        Ok(rest)
+        Ok(self.done(written))
     }
 
     async fn find(&self) -> Result<Found, Error> {
@@ -259,15 +315,15 @@ impl Pass<'_> {
         Ok(())
     }
 
-    async fn tell(&self, found: &Found) -> Result<(), Error> {
+    /// Writes the status if it changed; the version of the object then.
+    async fn tell(&self, found: &Found) -> Result<Option<u64>, Error> {
         let old = self.link.status.as_ref();
-        let now = Timestamp::from_millisecond(self.common.clock.now_ms()).unwrap_or_default();
-        let new = status::compute(old, found, self.link.meta().generation, now);
+        let new = self.status(found);
         if old == Some(&new) {
-            return Ok(());
+            return Ok(None);
         }
         let manager = format!("{}-status", names::LINK_MANAGER);
-        self.common.cluster.apply_status(self.link, &manager, &new).await?;
+        let written = self.common.cluster.apply_status(self.link, &manager, &new).await?;
         let ready = |conditions: &[_]| conditions::get(conditions, conditions::READY).cloned();
         let was = old.and_then(|old| ready(&old.conditions));
         if let Some(is) = ready(&new.conditions)
@@ -277,6 +333,6 @@ impl Pass<'_> {
         {
             self.common.events.publish(self.link, News { warning: true, reason, note: is.message }).await;
         }
-        Ok(())
+        Ok(written)
     }
 }

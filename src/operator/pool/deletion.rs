@@ -98,6 +98,7 @@ impl Pass<'_> {
             self.common.cluster.delete::<Secret>(&self.namespace, &name, stored.meta().uid.as_deref(), None).await?;
         }
         let rest: Vec<String> = self.pool.finalizers().iter().filter(|name| *name != POOL_FINALIZER).cloned().collect();
-        Ok(self.common.cluster.set_finalizers(self.pool, &rest).await?)
+        self.common.cluster.set_finalizers(self.pool, &rest).await?;
+        Ok(())
     }
 }

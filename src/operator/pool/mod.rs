@@ -33,9 +33,10 @@ use self::{
     status::{Fact, Facts, Urgency},
 };
 use super::{
-    Common, Error,
+    Common, Error, READ_BACK,
     asked::{PAUSED_MESSAGE, is_paused, requested},
     backoff::jittered,
+    cluster::version,
     control_planes::Connection,
     events::News,
     workloads::scale,
@@ -77,6 +78,8 @@ struct Memory {
     known: Known,
     scaling: scale::Memory,
     status_at: Option<tokio::time::Instant>,
+    /// Version of the object with our last write.
+    written: Option<u64>,
 }
 
 /// The pool as the control plane has it, and its Secret.
@@ -152,20 +155,23 @@ pub(super) async fn reconcile(seen: Arc<AgentPool>, context: Arc<Context>) -> Re
 
 /// One visit; when to come again by itself.
 async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, Error> {
+    let active = seen.meta().deletion_timestamp.is_none() && !is_paused(seen);
     let remembered = context.remembered(seen).filter(|memory| {
-        seen.meta().uid.as_deref() == Some(&memory.uid)
+        active
+            && seen.meta().uid.as_deref() == Some(&memory.uid)
             && seen.meta().generation == memory.generation
             && requested(seen) == memory.asked
-            && seen.meta().deletion_timestamp.is_none()
-            && !is_paused(seen)
             && tokio::time::Instant::now() < memory.until
     });
     if let Some(memory) = remembered {
+        if version(seen) < memory.written {
+            return Ok(Some(READ_BACK));
+        }
         return Pass::new(context, seen).quick(memory).await;
     }
     // What a cache says may be long over: a pool must not be made for an object that is gone.
-    let namespace = seen.namespace().unwrap_or_default();
-    let Some(pool) = context.common.cluster.get::<AgentPool>(&namespace, &seen.name_any()).await? else {
+    let live = context.common.cluster.get_with_finalizer(seen, POOL_FINALIZER, active).await?;
+    let Some(pool) = live else {
         context.forget(seen);
         return Ok(None);
     };
@@ -177,6 +183,16 @@ async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, 
     }
     let pass = Pass::new(context, &pool);
     if pool.meta().deletion_timestamp.is_some() { pass.delete().await } else { pass.full().await }
+}
+
+/// What became of a new status.
+enum Told {
+    /// It is the old one.
+    Nothing,
+    /// The version of the object then, if it is known.
+    Written(Option<u64>),
+    /// It is to be written after that long.
+    Later(Duration),
 }
 
 /// One pass over one pool.
@@ -246,6 +262,7 @@ impl<'a> Pass<'a> {
             until: tokio::time::Instant::now() + jittered(self.common.resync).min(next_token),
             scaling: old.as_ref().map(|memory| memory.scaling.clone()).unwrap_or_default(),
             status_at: old.and_then(|memory| memory.status_at),
+            written: version(self.pool),
             known,
         };
         self.known(&memory.known);
@@ -267,10 +284,15 @@ impl<'a> Pass<'a> {
             }
             _ => self.facts.clone(),
         };
-        let later = self.tell(&facts, memory.status_at).await?;
-        if later.is_none() {
-            memory.status_at = Some(tokio::time::Instant::now());
-        }
+        let later = match self.tell(&facts, memory.status_at).await? {
+            Told::Nothing => None,
+            Told::Written(version) => {
+                memory.status_at = Some(tokio::time::Instant::now());
+                memory.written = version.or(memory.written);
+                None
+            }
+            Told::Later(wait) => Some(wait),
+        };
         let until = memory.until.saturating_duration_since(tokio::time::Instant::now());
         self.context.remember(self.pool, memory);
         if agents.is_err() {
@@ -299,7 +321,8 @@ impl<'a> Pass<'a> {
             return Ok(());
         }
         finalizers.push(POOL_FINALIZER.to_owned());
-        Ok(self.common.cluster.set_finalizers(self.pool, &finalizers).await?)
+        self.common.cluster.set_finalizers(self.pool, &finalizers).await?;
+        Ok(())
     }
 
     /// Pool and token in the control plane, and the Secret; how soon the token needs another look.
@@ -425,27 +448,27 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Writes the status if it changed; when it is to be written later, in how long.
-    async fn tell(&self, facts: &Facts, last: Option<tokio::time::Instant>) -> Result<Option<Duration>, Error> {
+    /// Writes the status if it changed and it is time to.
+    async fn tell(&self, facts: &Facts, last: Option<tokio::time::Instant>) -> Result<Told, Error> {
         let old = self.pool.status.as_ref();
         let now = Timestamp::from_millisecond(self.common.clock.now_ms()).unwrap_or_default();
         let new = status::compute(old, facts, self.pool.meta().generation, now);
         match status::urgency(old, &new) {
-            Urgency::Never => return Ok(None),
+            Urgency::Never => return Ok(Told::Nothing),
             Urgency::Later => {
                 let wait = last.map_or(Duration::ZERO, |last| COARSE.saturating_sub(last.elapsed()));
                 if !wait.is_zero() {
-                    return Ok(Some(wait));
+                    return Ok(Told::Later(wait));
                 }
             }
             Urgency::Now => {}
         }
         let manager = format!("{}-status", names::POOL_MANAGER);
-        self.common.cluster.apply_status(self.pool, &manager, &new).await?;
+        let version = self.common.cluster.apply_status(self.pool, &manager, &new).await?;
         if let Some(news) = worse(old, &new) {
             self.common.events.publish(self.pool, news).await;
         }
-        Ok(None)
+        Ok(Told::Written(version))
     }
 }
 
