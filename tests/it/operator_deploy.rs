@@ -2,9 +2,13 @@
 
 use std::{fs, path::Path};
 
+use kube_cel::Validator;
 use serde::Deserialize;
-use serde_json::Value;
-use terrapool::operator::rbac;
+use serde_json::{Value, json};
+use terrapool::{
+    crd::{self, AgentPool},
+    operator::rbac,
+};
 
 use crate::support::{pod_security::restricted, sources::root};
 
@@ -77,4 +81,59 @@ fn installed_pods_are_restricted_and_have_limits_and_probes() {
     assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "restricted");
     let operator = documents(&root().join("deploy/operator/deployment.yaml")).remove(0);
     assert_eq!(operator["spec"]["template"]["spec"]["serviceAccountName"], rbac::NAME);
+}
+
+/// What a sample policy says of an AgentPool, in a namespace that has or has not been allowed privileged pools.
+fn denials(policy: &str, allowed: bool, spec: &Value) -> Vec<String> {
+    let policy = documents(&root().join("deploy/policies").join(policy)).remove(0);
+    let registries = policy["spec"]["variables"][0]["expression"].as_str().unwrap();
+    // The evaluator knows the rules of schemas, where the object is called `self` and there are no variables.
+    let rules: Vec<Value> = policy["spec"]["validations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|rule| {
+            let expression = rule["expression"].as_str().unwrap().replace("object.", "self.");
+            let expression = expression.replace("variables.allowed", if allowed { "true" } else { "false" });
+            json!({"rule": expression.replace("variables.registries", registries), "message": rule["message"]})
+        })
+        .collect();
+    let definition = crd::all().unwrap().into_iter().find(|definition| definition.spec.names.kind == "AgentPool");
+    let version = definition.unwrap().spec.versions.remove(0);
+    let mut schema = serde_json::to_value(version.schema.unwrap().open_api_v3_schema.unwrap()).unwrap();
+    schema["x-kubernetes-validations"] = json!(rules);
+    let pool = json!({"apiVersion": crd::API_VERSION, "kind": "AgentPool", "metadata": {"name": "x"}, "spec": spec});
+    let pool = serde_json::to_value(serde_json::from_value::<AgentPool>(pool).unwrap()).unwrap();
+    match Validator::new().validate(&schema, &pool, None) {
+        Ok(()) => Vec::new(),
+        Err(errors) => errors.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+#[test]
+fn sample_policies_refuse_what_they_are_about_and_nothing_else() {
+    let root_runs = json!({"runs": {"user": "Root", "acknowledgeRoot": true}});
+    let node = json!({"agents": {"mode": "Node", "nodeSelector": {"a": "b"}}});
+    let table = [
+        ("root-runs.yaml", false, json!({}), ""),
+        ("root-runs.yaml", false, root_runs.clone(), "runs as root are not allowed"),
+        ("root-runs.yaml", true, root_runs, ""),
+        ("root-runs.yaml", false, node.clone(), "Docker socket are not allowed"),
+        ("root-runs.yaml", true, node, ""),
+        ("registries.yaml", true, json!({}), ""),
+        ("registries.yaml", true, json!({"runs": {"image": "docker.io/hashicorp/terraform:1.11.4"}}), ""),
+        ("registries.yaml", true, json!({"runs": {"image": "evil.example.com/x:1"}}), "runs.image is of a registry"),
+        (
+            "registries.yaml",
+            true,
+            json!({"runs": {"allowedImages": ["registry.example.com/*", "*"]}}),
+            "allowedImages names",
+        ),
+        ("registries.yaml", true, json!({"runs": {"allowedImages": ["registry.example.com/a*"]}}), ""),
+    ];
+    for (policy, allowed, spec, wanted) in table {
+        let found = denials(policy, allowed, &spec);
+        let right = if wanted.is_empty() { found.is_empty() } else { found.iter().any(|text| text.contains(wanted)) };
+        assert!(right, "{policy} {spec}: {found:?}, not `{wanted}`");
+    }
 }
