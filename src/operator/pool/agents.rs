@@ -24,7 +24,7 @@ use crate::{
         control_planes::Connection,
         drift,
         workloads::{
-            self, Fault, NameSalt, NewPod, OwnedKind, Phase, PodView, PoolView, mark,
+            self, NameSalt, NewPod, OwnedKind, Phase, PodView, PoolView, mark,
             scale::{self, Memory, Removal, ScaleDecision, ScaleInput},
         },
     },
@@ -293,7 +293,7 @@ impl Pass<'_> {
         self.facts.agents_available = match (counts.ready, desired, pods.iter().find_map(|pod| pod.problem.as_ref())) {
             (1.., _, _) => Some(Fact::yes(reason::IN_SYNC, "agents are there to take runs")),
             (_, 0, None) => Some(Fact::yes(reason::SCALED_TO_ZERO, "no agent waits: one is started with the next run")),
-            (_, _, Some(problem)) => Some(Fact::no(reason_of(problem.fault), problem.message.clone())),
+            (_, _, Some(problem)) => Some(Fact::no(problem.fault.reason(), problem.message.clone())),
             _ if limit.is_some() && living == 0 => limit.clone().map(|fact| Fact { holds: Some(false), ..fact }),
             // Between one single-use agent and the next the pool is as good as it was.
             _ if self.was_available() => None,
@@ -407,16 +407,6 @@ impl Pass<'_> {
             }
         }
         Ok(waits)
-    }
-}
-
-/// The condition reason of what is wrong with a Pod.
-fn reason_of(fault: Fault) -> &'static str {
-    match fault {
-        Fault::ImagePullFailed => reason::IMAGE_PULL_FAILED,
-        Fault::Unschedulable => reason::UNSCHEDULABLE,
-        Fault::ContainerConfig => reason::INVALID_SPEC,
-        Fault::Evicted | Fault::Exited => reason::AGENT_FAILED,
     }
 }
 

@@ -73,7 +73,8 @@ impl Fault {
         match self {
             Self::ImagePullFailed => reason::IMAGE_PULL_FAILED,
             Self::Unschedulable | Self::Evicted => reason::UNSCHEDULABLE,
-            Self::ContainerConfig | Self::Exited => reason::INVALID_SPEC,
+            Self::ContainerConfig => reason::INVALID_SPEC,
+            Self::Exited => reason::AGENT_FAILED,
         }
     }
 }
