@@ -16,6 +16,7 @@ enum Source {
     #[default]
     Real,
     Manual(Arc<AtomicI64>),
+    Shifted(Arc<AtomicI64>),
 }
 
 impl Clock {
@@ -30,10 +31,16 @@ impl Clock {
         Self(Source::Manual(Arc::new(AtomicI64::new(millis))))
     }
 
-    /// Moves a manual clock; the real one goes by itself.
+    /// A clock that goes by itself and that [`Self::advance`] puts forward.
+    #[must_use]
+    pub fn shifted() -> Self {
+        Self(Source::Shifted(Arc::default()))
+    }
+
+    /// Moves a clock that a test has made; the wall clock cannot be moved.
     pub fn advance(&self, millis: i64) {
-        if let Source::Manual(now) = &self.0 {
-            now.fetch_add(millis, Ordering::SeqCst);
+        if let Source::Manual(time) | Source::Shifted(time) = &self.0 {
+            time.fetch_add(millis, Ordering::SeqCst);
         }
     }
 
@@ -43,6 +50,7 @@ impl Clock {
         match &self.0 {
             Source::Real => Timestamp::now().as_millisecond(),
             Source::Manual(now) => now.load(Ordering::SeqCst),
+            Source::Shifted(by) => Timestamp::now().as_millisecond() + by.load(Ordering::SeqCst),
         }
     }
 }

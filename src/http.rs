@@ -40,6 +40,17 @@ pub fn client(extra_ca: Option<&Path>) -> Result<reqwest::Client, Error> {
     client_with_ca(Some((&name(), &pem)))
 }
 
+/// A client for plain HTTP: it reads no certificates, of which a system has many, and speaks to nobody over TLS.
+///
+/// # Errors
+/// When the client cannot be set up.
+pub fn plain_client() -> Result<reqwest::Client, Error> {
+    install_tls_provider();
+    let builder =
+        reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(REQUEST_TIMEOUT).user_agent(USER_AGENT);
+    builder.tls_certs_only([]).build().map_err(|source| Error::Build { source })
+}
+
 /// A client that trusts the system's certificates, and those of `extra_ca`: what they are called, and their PEM text.
 ///
 /// # Errors

@@ -187,7 +187,10 @@ impl ControlPlanes {
         if let Some(connection) = self.state().connections.get(&key) {
             return Ok(connection.clone());
         }
-        let client = http::client_with_ca(ca.as_deref().map(|ca| ("the CA of the control plane", ca.as_bytes())));
+        let client = match url.scheme() {
+            "http" => http::plain_client(),
+            _ => http::client_with_ca(ca.as_deref().map(|ca| ("the CA of the control plane", ca.as_bytes()))),
+        };
         let client = client.map_err(|error| Waiting::new(reason::INVALID_SPEC, Chain(&error).to_string()))?;
         let connection = Connection {
             control_plane: ControlPlane::new(url.clone(), token.clone(), client),

@@ -397,6 +397,7 @@ impl<'a> Pass<'a> {
                 .apply_secret::<Secret>(&self.namespace, name, names::POOL_MANAGER, &manifest, shown)
                 .await?;
         }
+        self.remove_renamed_secret(name).await?;
         let known = Known {
             connection: connection.clone(),
             pool_id: report.pool.id,
@@ -406,6 +407,21 @@ impl<'a> Pass<'a> {
             linked_workspaces: i64::try_from(report.pool.workspaces.len()).unwrap_or(i64::MAX),
         };
         Ok((known, next))
+    }
+
+    /// The Secret under its last name, when `spec.token.secretName` has changed. The status is written last, so it
+    /// names that one until it is gone.
+    async fn remove_renamed_secret(&self, name: &str) -> Result<(), Error> {
+        let token = self.pool.status.as_ref().and_then(|status| status.token.as_ref());
+        let Some(last) = token.map(|token| token.secret_name.as_str()).filter(|last| *last != name) else {
+            return Ok(());
+        };
+        if let Some(stored) = self.common.cluster.get::<Secret>(&self.namespace, last).await?
+            && secret::ownership(&stored, &self.uid, &self.name) == Ownership::Ours
+        {
+            self.common.cluster.delete::<Secret>(&self.namespace, last, stored.meta().uid.as_deref(), None).await?;
+        }
+        Ok(())
     }
 
     /// Labels and owner of everything that belongs to this pool.

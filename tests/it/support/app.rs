@@ -82,8 +82,14 @@ impl TestApp {
     }
 
     pub async fn with(policy: Policy) -> Self {
+        // 2026-01-02T03:04:05Z
+        Self::at(Clock::manual(1_767_323_045_000), policy).await
+    }
+
+    /// With that clock.
+    pub async fn at(clock: Clock, policy: Policy) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let app = open(data.path(), policy).await;
+        let app = open(data.path(), policy, clock).await;
         let mut connection = app.store.read().await.unwrap();
         let admin = store::tokens::user_by_name(&mut connection, "admin").await.unwrap().unwrap();
         drop(connection);
@@ -95,7 +101,7 @@ impl TestApp {
         // Requests that are under way keep the old one alive; the end of a process would give its lock back.
         rustix::fs::flock(&self.app.lock, rustix::fs::FlockOperation::Unlock).unwrap();
         self.app.closing.cancel();
-        self.app = open(self.data.path(), self.app.policy.clone()).await;
+        self.app = open(self.data.path(), self.app.policy.clone(), self.app.clock.clone()).await;
         self.router = router(self.app.clone());
     }
 
@@ -236,7 +242,7 @@ impl TestApp {
     }
 }
 
-async fn open(data: &std::path::Path, policy: Policy) -> App {
+async fn open(data: &std::path::Path, policy: Policy, clock: Clock) -> App {
     let config = Config {
         data: data.to_owned(),
         database: None,
@@ -244,6 +250,5 @@ async fn open(data: &std::path::Path, policy: Policy) -> App {
         admin_token: Some(ADMIN_TOKEN.into()),
         policy,
     };
-    // 2026-01-02T03:04:05Z
-    serve::open(config, Clock::manual(1_767_323_045_000)).await.unwrap()
+    serve::open(config, clock).await.unwrap()
 }

@@ -38,6 +38,12 @@ fn named(variable: &str, modules: &str) -> PathBuf {
     path
 }
 
+/// The program: the one that was built for the tests, else the machine's.
+pub fn kubectl() -> PathBuf {
+    let built = cache().join("kubernetes").join(KUBERNETES_VERSION).join("kubectl");
+    if built.is_file() { built } else { "kubectl".into() }
+}
+
 /// `kubectl` as an administrator.
 #[derive(Debug, Clone)]
 pub struct Kubectl {
@@ -76,8 +82,7 @@ impl Kubectl {
     }
 
     pub fn output(&self, arguments: &[&str], input: &str) -> Output {
-        let built = cache().join("kubernetes").join(KUBERNETES_VERSION).join("kubectl");
-        let mut command = Command::new(if built.is_file() { built } else { "kubectl".into() });
+        let mut command = Command::new(kubectl());
         command.arg("--kubeconfig").arg(&self.kubeconfig).args(["--namespace", &self.namespace]).args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("kubectl does not start: {error}"));

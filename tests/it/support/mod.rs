@@ -10,6 +10,7 @@ pub mod desk;
 pub mod docker;
 pub mod gate;
 pub mod jobs;
+pub mod operator;
 pub mod pod_security;
 pub mod pods;
 pub mod poll;

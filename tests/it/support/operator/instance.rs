@@ -1,0 +1,161 @@
+//! One operator of a schedule, in a runtime and a thread of its own: dropping that is as sudden as the end of a process.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, Once,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use kube::Client;
+use terrapool::{
+    clock::Clock,
+    operator::{Config, DefaultControlPlane, Ended, Operator, leader},
+    shutdown::Shutdown,
+};
+use tokio_util::sync::CancellationToken;
+
+/// What an operator is started with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub namespace: String,
+    /// Address of the control plane.
+    pub url: String,
+    pub token: String,
+    pub clock: Clock,
+    pub identity: String,
+    /// With a Lease.
+    pub elects: bool,
+    pub resync: Duration,
+}
+
+/// What operators wrote to their logs.
+#[derive(Debug, Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Panics of operators, by the name of their thread.
+static PANICS: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+fn note_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let earlier = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let name = thread::current().name().unwrap_or_default().to_owned();
+            if name.starts_with("operator ") {
+                PANICS.lock().unwrap().push((name, info.to_string()));
+            }
+            earlier(info);
+        }));
+    });
+}
+
+/// Panics of the operators of a namespace.
+pub fn panics(namespace: &str) -> Vec<String> {
+    let wanted = format!("operator {namespace}");
+    PANICS.lock().unwrap().iter().filter(|(name, _)| *name == wanted).map(|(_, text)| text.clone()).collect()
+}
+
+pub struct Instance {
+    kill: CancellationToken,
+    pub alive: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Instance {
+    /// `client` is made in the operator's runtime.
+    pub fn start(
+        settings: Settings,
+        log: Log,
+        alive: Arc<AtomicBool>,
+        client: impl FnOnce() -> Client + Send + 'static,
+    ) -> Self {
+        note_panics();
+        let kill = CancellationToken::new();
+        let name = format!("operator {}", settings.namespace);
+        let thread = thread::Builder::new().name(name).spawn({
+            let kill = kill.clone();
+            move || work(settings, log, client, &kill)
+        });
+        Self { kill, alive, thread: Some(thread.unwrap()) }
+    }
+
+    /// As `kill -9`.
+    pub async fn kill(mut self) {
+        self.alive.store(false, Ordering::SeqCst);
+        self.kill.cancel();
+        if let Some(thread) = self.thread.take() {
+            drop(tokio::task::spawn_blocking(move || thread.join()).await);
+        }
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.alive.store(false, Ordering::SeqCst);
+        self.kill.cancel();
+    }
+}
+
+fn work(settings: Settings, log: Log, client: impl FnOnce() -> Client, kill: &CancellationToken) {
+    let level = match std::env::var("TERRAPOOL_FAULTS_LOG").as_deref() {
+        Ok("debug") => tracing::Level::DEBUG,
+        _ => tracing::Level::INFO,
+    };
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(move || log.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = client();
+        tokio::select! {
+            () = operate(settings, client) => {}
+            () = kill.cancelled() => {}
+        }
+    });
+    runtime.shutdown_background();
+}
+
+/// Runs the operator; one that lost its leadership is started again, as a process would be.
+async fn operate(settings: Settings, client: Client) {
+    let Settings { namespace, url, token, clock, identity, elects, resync } = settings;
+    let election = leader::Settings {
+        duration: Duration::from_millis(2_000),
+        renew_deadline: Duration::from_millis(1_300),
+        retry: Duration::from_millis(300),
+        ..leader::Settings::new(namespace.clone(), identity.clone())
+    };
+    let config = Config {
+        namespaces: Some(vec![namespace]),
+        control_plane: Some(DefaultControlPlane { url: url.parse().unwrap(), token: token.into(), ca: None }),
+        resync,
+        concurrency: 4,
+        backoff: (Duration::from_millis(50), Duration::from_secs(1)),
+        leader_election: elects.then_some(election),
+        clock,
+        ..Config::new(identity, "registry.test/terrapool:test".to_owned())
+    };
+    while let Err(Ended::LeadershipLost) = Operator::new(config.clone(), client.clone(), Shutdown::new()).run().await {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

@@ -1,0 +1,114 @@
+//! What the API server has in a schedule's namespace, kept up to date by watches of the tests' own, and what it had.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use futures::StreamExt;
+use kube::{
+    Api,
+    api::{ApiResource, DynamicObject, GroupVersionKind},
+    runtime::{WatchStreamExt, watcher},
+};
+use serde_json::Value;
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::cluster::{Kind, Space};
+
+/// Conditions of one object over time, a revision an entry.
+pub type History = Vec<Value>;
+
+#[derive(Default)]
+struct Inner {
+    objects: BTreeMap<(Kind, String), Value>,
+    histories: BTreeMap<(Kind, String), History>,
+}
+
+/// A picture that follows. Ends with its last handle.
+pub struct Mirror {
+    inner: Arc<Mutex<Inner>>,
+    version: watch::Sender<u64>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Mirror {
+    pub fn follow(space: &Space, kinds: &[Kind]) -> Arc<Self> {
+        let inner: Arc<Mutex<Inner>> = Arc::default();
+        let version = watch::Sender::new(0);
+        let follow = |kind: &Kind| {
+            let events = watcher(api(space, *kind), watcher::Config::default()).default_backoff();
+            let (kind, inner, version) = (*kind, inner.clone(), version.clone());
+            tokio::spawn(async move {
+                let mut events = Box::pin(events);
+                while let Some(event) = events.next().await {
+                    match event {
+                        Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
+                            inner.lock().unwrap().put(kind, &object);
+                        }
+                        Ok(watcher::Event::Delete(object)) => {
+                            let name = object.metadata.name.unwrap_or_default();
+                            inner.lock().unwrap().objects.remove(&(kind, name));
+                        }
+                        _ => continue,
+                    }
+                    version.send_modify(|version| *version += 1);
+                }
+            })
+        };
+        let tasks = kinds.iter().map(follow).collect();
+        Arc::new(Self { inner, version, tasks })
+    }
+
+    /// Changes when something has changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// Something else than an object has changed.
+    pub fn poke(&self) {
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// Null when it is not there.
+    pub fn get(&self, kind: Kind, name: &str) -> Value {
+        self.inner.lock().unwrap().objects.get(&(kind, name.to_owned())).cloned().unwrap_or_default()
+    }
+
+    pub fn all(&self, kind: Kind) -> Vec<Value> {
+        let inner = self.inner.lock().unwrap();
+        inner.objects.iter().filter(|((k, _), _)| *k == kind).map(|(_, object)| object.clone()).collect()
+    }
+
+    pub fn histories(&self) -> BTreeMap<(Kind, String), History> {
+        self.inner.lock().unwrap().histories.clone()
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Inner {
+    fn put(&mut self, kind: Kind, object: &DynamicObject) {
+        let object = serde_json::to_value(object).unwrap();
+        let key = (kind, object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+        if matches!(kind, Kind::AgentPool | Kind::WorkspaceLink) {
+            let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+            let history = self.histories.entry((kind, format!("{} {uid}", key.1))).or_default();
+            history.push(object["status"]["conditions"].clone());
+        }
+        self.objects.insert(key, object);
+    }
+}
+
+fn api(space: &Space, kind: Kind) -> Api<DynamicObject> {
+    let (path, plural) = kind.names();
+    let path = path.split_once('/').map_or("", |(_, rest)| rest);
+    let (group, version) = path.split_once('/').unwrap_or(("", path));
+    let gvk = GroupVersionKind::gvk(group, version, &format!("{kind:?}"));
+    let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
+    Api::namespaced_with(space.cluster.client().clone(), &space.name, &resource)
+}

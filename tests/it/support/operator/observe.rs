@@ -1,0 +1,133 @@
+//! What is there at the end of a schedule, as plain data for the oracles.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use secrecy::SecretString;
+use serde_json::Value;
+use sqlx::Row;
+use terrapool::{
+    crd::names::POOL_LABEL,
+    server::{domain::access, store},
+};
+
+use super::{
+    cluster::Kind,
+    instance,
+    mirror::History,
+    recorder::{Class, Write},
+    room::{Execution, token_in},
+    stage::Stage,
+};
+use crate::support::app::ADMIN_TOKEN;
+
+#[derive(Debug, Clone, Default)]
+pub struct RemotePool {
+    pub id: String,
+    pub name: String,
+    pub external_id: Option<String>,
+    /// Ids of tokens that can be used.
+    pub tokens: Vec<String>,
+    /// Names of agents.
+    pub agents: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Observation {
+    /// Every object of the namespace, `kind` filled in.
+    pub objects: Vec<Value>,
+    pub pools: Vec<RemotePool>,
+    /// Our Secrets and the id of the token in each; `None`: nobody knows it.
+    pub secrets: Vec<(String, Option<String>)>,
+    pub executions: Vec<Execution>,
+    pub complaints: Vec<String>,
+    pub histories: BTreeMap<(Kind, String), History>,
+    pub writes: Vec<Write>,
+    /// What must not be seen.
+    pub canaries: Vec<String>,
+    pub log: String,
+    pub panics: Vec<String>,
+}
+
+impl Observation {
+    pub fn of(&self, kind: Kind) -> impl Iterator<Item = &Value> {
+        self.objects.iter().filter(move |object| object["kind"] == format!("{kind:?}"))
+    }
+
+    /// Writes that count.
+    pub fn counted(&self) -> Vec<&Write> {
+        self.writes.iter().filter(|write| write.class == Class::Write).collect()
+    }
+}
+
+pub fn name(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+/// Looks at everything of a schedule.
+pub async fn observe(stage: &Stage) -> Observation {
+    let mut objects = Vec::new();
+    for kind in Kind::ALL {
+        objects.extend(stage.space.list(kind).await);
+    }
+    let app = &stage.plane.app;
+    let now = app.app.clock.now_ms();
+    let mut connection = app.app.store.read().await.unwrap();
+    let uids: BTreeSet<String> = stage.mirror.histories().keys().filter_map(uid).collect();
+    let valid =
+        sqlx::query("SELECT agent_id FROM tokens WHERE kind = 'agent'").fetch_all(&mut *connection).await.unwrap();
+    let valid: BTreeSet<String> = valid.iter().map(|row| row.get("agent_id")).collect();
+    let mut pools = Vec::new();
+    for pool in store::pools::of_account(&mut connection, &app.account).await.unwrap() {
+        let ours = pool.name.starts_with(&format!("{}-", stage.space.name));
+        let known = pool.external_id.as_ref().is_some_and(|id| uids.iter().any(|uid| id.contains(uid)));
+        if !ours && !known {
+            continue;
+        }
+        let tokens = store::tokens::of_pool(&mut connection, &pool.id).await.unwrap();
+        let tokens = tokens.iter().filter(|token| access::is_valid(token, now)).map(|token| token.id.to_string());
+        let mut agents = store::agents::of_pool(&mut connection, &pool.id).await.unwrap();
+        // One whose token was revoked cannot sign off.
+        agents.retain(|agent| valid.contains(agent.id.as_str()));
+        pools.push(RemotePool {
+            id: pool.id.to_string(),
+            name: pool.name,
+            external_id: pool.external_id,
+            tokens: tokens.collect(),
+            agents: agents.into_iter().map(|agent| agent.name).collect(),
+        });
+    }
+    let mut secrets = Vec::new();
+    for secret in objects.iter().filter(|object| object["kind"] == "Secret") {
+        let owned = secret["metadata"]["ownerReferences"][0]["kind"] == "AgentPool";
+        if !owned && secret["metadata"]["labels"][POOL_LABEL].is_null() {
+            continue;
+        }
+        let token = match token_in(secret) {
+            Some(token) => {
+                let hash = access::hash(&SecretString::from(token));
+                store::tokens::by_hash(&mut connection, &hash).await.unwrap().map(|token| token.id.to_string())
+            }
+            None => None,
+        };
+        secrets.push((name(secret).to_owned(), token));
+    }
+    drop(connection);
+    let mut canaries = stage.recorder.secrets();
+    canaries.push(ADMIN_TOKEN.to_owned());
+    Observation {
+        objects,
+        pools,
+        secrets,
+        executions: stage.room.executions(),
+        complaints: stage.room.complaints(),
+        histories: stage.mirror.histories(),
+        writes: stage.recorder.writes(),
+        canaries,
+        log: stage.log.text(),
+        panics: instance::panics(&stage.space.name),
+    }
+}
+
+fn uid((_, title): &(Kind, String)) -> Option<String> {
+    title.split_once(' ').map(|(_, uid)| uid.to_owned())
+}
