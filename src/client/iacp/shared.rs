@@ -80,7 +80,7 @@ impl<T: Clone> SharedRead<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, sync::Arc};
+    use std::convert::Infallible;
 
     use tokio::sync::Semaphore;
 

@@ -38,6 +38,12 @@ use crate::{
 /// What is waited for outside of the cluster is looked at again after this long.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// A pool that is younger is given the time to come about before a link says that it is not there.
+const NEW: Duration = Duration::from_secs(30);
+
+/// A link whose pool comes about hears of it; and looks by itself after this long.
+const COMING: Duration = Duration::from_secs(1);
+
 /// What every pass over a link works with.
 #[derive(Debug)]
 pub(super) struct Context {
@@ -141,8 +147,15 @@ async fn visit(seen: &WorkspaceLink, context: &Context) -> Result<Option<Duratio
             return Ok(Some(done.until - now));
         }
     }
-    if active && let Some(rest) = Pass::new(context, seen).verify().await {
-        return Ok(Some(rest));
+    if active {
+        let pass = Pass::new(context, seen);
+        if pass.pool_is_coming() {
+            context.wait(seen, true);
+            return Ok(Some(COMING));
+        }
+        if let Some(rest) = pass.verify().await {
+            return Ok(Some(rest));
+        }
     }
     // What a cache says may be long over: nothing is linked for an object that is gone.
     let live = context.common.cluster.get_with_finalizer(seen, LINK_FINALIZER, active).await?;
@@ -180,6 +193,20 @@ struct Pass<'a> {
 impl<'a> Pass<'a> {
     fn new(context: &'a Context, link: &'a WorkspaceLink) -> Self {
         Self { context, common: &context.common, link, namespace: link.namespace().unwrap_or_default() }
+    }
+
+    /// Whether link and pool are both so new that nobody has looked at the pool yet: it is the pool's turn, and to tell
+    /// that it is not there would be news of the moment.
+    fn pool_is_coming(&self) -> bool {
+        let Some(target) = &self.link.spec.pool_ref else { return false };
+        let Some(pool) = self.context.pools.get(&ObjectRef::new(&target.name).within(&self.namespace)) else {
+            return false;
+        };
+        let created = pool.meta().creation_timestamp.as_ref().map_or(0, |time| time.0.as_millisecond());
+        let untold = |conditions: Option<&[_]>| conditions.is_none_or(<[_]>::is_empty);
+        untold(self.link.status.as_ref().map(|status| &status.conditions[..]))
+            && untold(pool.status.as_ref().map(|status| &status.conditions[..]))
+            && u128::from((self.common.clock.now_ms() - created).unsigned_abs()) < NEW.as_millis()
     }
 
     /// Looks, without a write and from what the cache says of the objects, whether all is as the status says; when to

@@ -28,7 +28,7 @@ pub async fn measure(api: &ApiServer) -> anyhow::Result<()> {
     let mut one: [Samples; 3] = Default::default();
     let [mut cpu, mut start] = [(); 2].map(|()| Samples::default());
     let server = Rig::start().await?;
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
         let namespace = api.namespace("idle").await?;
         let mut operator = Operator::start(api, &server, &namespace, &[]).await?;
         operator.works().await?;
@@ -38,7 +38,7 @@ pub async fn measure(api: &ApiServer) -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_secs(WATCHED)).await;
         cpu.push((operator.cpu() - before) / WATCHED as f64 * 100.0);
         push(&mut nothing, &operator);
-        apply_pool(&api.client, &namespace, &manifests::pool("one", &manifests::external())).await?;
+        apply_pool(&api.client, &namespace, &manifests::pool(&format!("pool-{round}"), &manifests::external())).await?;
         operator.metric_reaches("objects_in_line", &[("agentpool", 1)], PATIENCE).await?;
         tokio::time::sleep(Duration::from_secs(2)).await;
         push(&mut one, &operator);
