@@ -44,6 +44,7 @@ cni_config() {
 JSON
 }
 
+# Containers that tests kill start again at once, not after minutes.
 kubelet_config() {
     cat <<JSON
 {
@@ -69,6 +70,8 @@ kubelet_config() {
   "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
   "imageGCHighThresholdPercent": 100,
   "imageGCLowThresholdPercent": 99,
+  "featureGates": {"KubeletCrashLoopBackOffMax": true},
+  "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
   "nodeStatusUpdateFrequency": "4s"
 }
 JSON
