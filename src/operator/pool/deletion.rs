@@ -74,8 +74,13 @@ impl Pass<'_> {
         let sync = self.common.sync(&connection.control_plane);
         // First whether it may go at all: agents of a pool in use go on working.
         if let Some(waiting) = sync::pool::blocked(&sync, self.input()).await? {
+            let next = match self.work_on().await {
+                // A namespace that goes takes nothing new in.
+                Err(Error::Cluster(error)) if error.code() == Some(403) => BLOCKED,
+                other => other?,
+            };
             self.facts.deletion_blocked = Some(Fact::yes(waiting.reason, waiting.message));
-            return Ok(Some(BLOCKED));
+            return Ok(Some(next));
         }
         if let Some((next, message)) = self.remove_agents(&connection, &sync).await? {
             self.facts.draining = Some(Fact::yes(reason::DELETING, message));
@@ -87,6 +92,15 @@ impl Pass<'_> {
         }
         self.remove_from_cluster().await?;
         Ok(None)
+    }
+
+    /// Whoever uses the pool is served until nobody does: token and agents are kept as if nothing were to be deleted.
+    async fn work_on(&mut self) -> Result<Duration, Error> {
+        let Ok((known, next_token)) = self.register().await? else { return Ok(BLOCKED) };
+        let mut memory = self.registered(known, next_token);
+        let next = self.agents(&memory.known.clone(), &mut memory.scaling, true).await?;
+        self.context.remember(self.pool, memory);
+        Ok(next.into_iter().fold(BLOCKED.min(next_token), Duration::min))
     }
 
     /// The Secret, and last the finalizer; the rest goes with the object that owns it.

@@ -254,8 +254,18 @@ impl<'a> Pass<'a> {
                 return Err(error);
             }
         };
+        let mut memory = self.registered(known, next_token);
+        let next = self.agents(&memory.known.clone(), &mut memory.scaling, true).await;
+        self.finish(next, memory).await
+    }
+
+    /// Tells in the facts, listens for changes, and makes what is to be remembered.
+    fn registered(&mut self, known: Known, next_token: Duration) -> Memory {
+        self.known(&known);
+        let object = ObjectRef::from_obj(self.pool);
+        self.common.control_planes.watch(&known.connection, &known.pool_id, object);
         let old = self.context.remembered(self.pool);
-        let mut memory = Memory {
+        Memory {
             uid: self.uid.clone(),
             generation: self.pool.meta().generation,
             asked: requested(self.pool),
@@ -264,12 +274,7 @@ impl<'a> Pass<'a> {
             status_at: old.and_then(|memory| memory.status_at),
             written: version(self.pool),
             known,
-        };
-        self.known(&memory.known);
-        let object = ObjectRef::from_obj(self.pool);
-        self.common.control_planes.watch(&memory.known.connection, &memory.known.pool_id, object);
-        let next = self.agents(&memory.known.clone(), &mut memory.scaling, true).await;
-        self.finish(next, memory).await
+        }
     }
 
     /// Tells in the status how it went, and remembers.
