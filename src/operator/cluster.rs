@@ -21,7 +21,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{leader::Fence, workloads::OwnedKind};
-use crate::http;
+use crate::{
+    crd::{WorkspaceLink, names},
+    http,
+};
 
 /// Deadline of one call.
 const CALL: Duration = Duration::from_secs(15);
@@ -275,7 +278,8 @@ impl Cluster {
         if !self.begin("create", object, || serde_json::to_value(manifest).unwrap_or_default())? {
             return Ok(true);
         }
-        let call = async { self.api::<K>(namespace).create(&PostParams::default(), manifest).await };
+        let params = PostParams { field_manager: Some(manager::<K>().to_owned()), ..PostParams::default() };
+        let call = async { self.api::<K>(namespace).create(&params, manifest).await };
         match within(|| format!("create {}", object()), call).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_conflict() => Ok(false),
@@ -368,7 +372,7 @@ impl Cluster {
         if !self.begin(action, object, || patch.clone())? {
             return Ok(None);
         }
-        let params = PatchParams::default();
+        let params = PatchParams { field_manager: Some(manager::<K>().to_owned()), ..PatchParams::default() };
         let call = async { self.api::<K>(&namespace).patch(&name, &params, &Patch::Merge(patch)).await };
         within(|| format!("{action} {}", object()), call).await.map(Some)
     }
@@ -422,6 +426,11 @@ fn resource(kind: OwnedKind) -> ApiResource {
         OwnedKind::NetworkPolicy => ApiResource::erase::<NetworkPolicy>(&()),
         OwnedKind::PodDisruptionBudget => ApiResource::erase::<PodDisruptionBudget>(&()),
     }
+}
+
+/// As whom the API server notes what is written.
+fn manager<K: Object>() -> &'static str {
+    if K::kind(&()) == WorkspaceLink::kind(&()) { names::LINK_MANAGER } else { names::POOL_MANAGER }
 }
 
 fn deletion(uid: Option<&str>, resource_version: Option<&str>) -> DeleteParams {

@@ -25,10 +25,11 @@ mod link;
 mod owned;
 mod pool;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use kube::{Api, Client, api::ListParams, runtime::reflector::ObjectRef};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use self::{
     backoff::Failures,
@@ -98,6 +99,9 @@ impl Config {
         }
     }
 }
+
+/// What has begun may take so long after the word to end.
+const FINISH: Duration = Duration::from_secs(10);
 
 /// Why the operator ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -213,11 +217,7 @@ impl Operator {
         }
         // Ends with this operator, not with the process that it is a part of.
         let shutdown = self.shutdown.clone().into_child();
-        let stop = shutdown.drain.clone();
-        let lost = tokio::select! {
-            lost = self.lead(&shutdown) => lost,
-            () = stop.cancelled() => false,
-        };
+        let lost = self.lead(&shutdown).await;
         shutdown.drain.cancel();
         if lost { Err(Ended::LeadershipLost) } else { Ok(()) }
     }
@@ -225,19 +225,38 @@ impl Operator {
     /// Becomes the leader and works as long as it is; whether leadership was lost.
     async fn lead(&self, shutdown: &Shutdown) -> bool {
         let Some(settings) = self.config.leader_election.clone() else {
-            self.work(Fence::open(), shutdown).await;
+            self.work_to_the_end(Fence::open(), shutdown).await;
             return false;
         };
         let mut candidate = Candidate::new(self.client.clone(), settings);
-        self.pending.waits("leader election", "another operator leads");
+        // Who stands by is ready: it can take over at any moment, and nobody who waits for a rollout waits for ever.
+        tracing::info!("standing by until this operator leads");
         if !candidate.acquire(&shutdown.drain).await {
             return false;
         }
-        self.pending.done("leader election");
         let fence = candidate.fence();
+        // It leads until its last visit is finished; then the Lease is given back, and the next one need not wait.
+        let finished = CancellationToken::new();
+        let work = async {
+            self.work_to_the_end(fence, shutdown).await;
+            finished.cancel();
+            std::future::pending::<Infallible>().await
+        };
         tokio::select! {
-            lost = candidate.keep(&shutdown.drain) => lost,
-            () = self.work(fence, shutdown) => false,
+            lost = candidate.keep(&finished) => lost,
+            never = work => match never {},
+        }
+    }
+
+    /// Works until told to end; what has begun then is finished, if that does not take too long.
+    async fn work_to_the_end(&self, fence: Fence, shutdown: &Shutdown) {
+        let overdue = async {
+            shutdown.drain.cancelled().await;
+            tokio::time::sleep(FINISH).await;
+        };
+        tokio::select! {
+            () = self.work(fence, shutdown) => {}
+            () = overdue => tracing::warn!("what was under way is left to the next operator"),
         }
     }
 

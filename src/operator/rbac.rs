@@ -30,7 +30,7 @@ pub const RULES: &[Rule] = &[
     rule(GROUP, "agentpools/finalizers", &["update"], "owning objects that block an AgentPool's deletion"),
     rule(GROUP, "workspacelinks", &["get", "list", "watch", "patch"], "what is asked for; finalizers"),
     rule(GROUP, "workspacelinks/status", &["patch"], "what was done"),
-    rule("", "pods", KEEP, "single-use agents; the label of busy ones"),
+    rule("", "pods", &["list", "watch", "create", "patch", "delete"], "single-use agents; the label of busy ones"),
     rule("apps", "daemonsets", KEEP, "agents of mode Node"),
     rule("apps", "deployments", KEEP, "agents of mode Deployment"),
     rule("networking.k8s.io", "networkpolicies", KEEP, "what agents and runs may reach"),
