@@ -1,7 +1,8 @@
 //! The control plane's APIs in an administrator's hands.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
+use bytes::Bytes;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use terrapool::http;
@@ -20,6 +21,11 @@ pub struct Admin {
 impl Admin {
     pub fn new(address: String, token: String) -> Self {
         Self { address, token, client: http::client(None).unwrap() }
+    }
+
+    /// Over HTTPS, with a CA of somebody's own.
+    pub fn trusting(address: String, token: String, ca: &Path) -> Self {
+        Self { address, token, client: http::client(Some(ca)).unwrap() }
     }
 
     /// A request; status and body, which is null when there is none.
@@ -47,6 +53,12 @@ impl Admin {
 
     pub async fn post(&self, path: &str, body: &Value) -> Value {
         self.request(Method::POST, path, body).await
+    }
+
+    /// Uploads to an address that the control plane gave.
+    pub async fn upload(&self, address: &str, content: Bytes) {
+        let response = self.client.put(address).body(content).send().await.unwrap();
+        assert!(response.status().is_success(), "PUT {address}: {}", response.status());
     }
 
     /// An environment of this name, with a pool that is the default of the account.

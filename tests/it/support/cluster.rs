@@ -44,6 +44,13 @@ pub fn kubectl() -> PathBuf {
     if built.is_file() { built } else { "kubectl".into() }
 }
 
+/// `kubectl` as an administrator, to run beside a test.
+pub fn kubectl_command() -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(kubectl());
+    command.arg("--kubeconfig").arg(cluster());
+    command
+}
+
 /// `kubectl` as an administrator.
 #[derive(Debug, Clone)]
 pub struct Kubectl {
@@ -52,6 +59,10 @@ pub struct Kubectl {
 }
 
 impl Kubectl {
+    pub fn new(kubeconfig: PathBuf, namespace: &str) -> Self {
+        Self { kubeconfig, namespace: namespace.to_owned() }
+    }
+
     /// Runs it; its output.
     pub fn run(&self, arguments: &[&str]) -> String {
         let output = self.output(arguments, "");
@@ -74,6 +85,12 @@ impl Kubectl {
         let complaint = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "kubectl apply: {complaint}\n{manifest}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A manifest of a file as JSON.
+    pub fn get_file(&self, path: &str) -> serde_json::Value {
+        let text = self.run(&["create", "--dry-run=client", "--output=json", "--filename", path]);
+        serde_json::from_str(&text).unwrap()
     }
 
     /// An object as JSON.
@@ -103,11 +120,16 @@ pub struct Namespace {
 impl Namespace {
     /// One whose Pods must satisfy the *restricted* profile of Pod Security.
     pub fn restricted(kubeconfig: PathBuf) -> Self {
+        Self::of_profile(kubeconfig, "restricted")
+    }
+
+    /// One whose Pods must satisfy this profile of Pod Security.
+    pub fn of_profile(kubeconfig: PathBuf, profile: &str) -> Self {
         let unique = tempfile::Builder::new().prefix("").rand_bytes(8).make(|_| Ok(())).unwrap();
         let name = format!("test-{}", unique.path().file_name().unwrap().to_str().unwrap().to_lowercase());
         let kubectl = Kubectl { kubeconfig, namespace: name.clone() };
         kubectl.run(&["create", "namespace", &name]);
-        kubectl.run(&["label", "namespace", &name, "pod-security.kubernetes.io/enforce=restricted"]);
+        kubectl.run(&["label", "namespace", &name, &format!("pod-security.kubernetes.io/enforce={profile}")]);
         Self { name, kubectl }
     }
 }

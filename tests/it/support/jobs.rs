@@ -73,6 +73,11 @@ pub fn variable(key: &str, value: &str, category: Category, hcl: bool) -> Variab
 
 /// A configuration as the CLI uploads it.
 pub fn slug(files: &[(&str, &str)]) -> Archive {
+    Archive::Bytes(archive(files))
+}
+
+/// Files as a tar.gz.
+pub fn archive(files: &[(&str, &str)]) -> Bytes {
     let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
     for (path, content) in files {
         let mut header = tar::Header::new_ustar();
@@ -80,7 +85,7 @@ pub fn slug(files: &[(&str, &str)]) -> Archive {
         header.set_mode(0o644);
         tar.append_data(&mut header, path, content.as_bytes()).unwrap();
     }
-    Archive::Bytes(Bytes::from(tar.into_inner().unwrap().finish().unwrap()))
+    Bytes::from(tar.into_inner().unwrap().finish().unwrap())
 }
 
 /// An executor with a data directory of its own.

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod cluster;
 pub mod desk;
 pub mod docker;
+pub mod e2e;
 pub mod gate;
 pub mod jobs;
 pub mod operator;

@@ -1,0 +1,79 @@
+//! Runs by the API, as many as wanted and without a CLI for each.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::World;
+use crate::support::{admin::id, cli::TERRAFORM_VERSION, jobs};
+
+/// A run that was queued.
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub id: String,
+    pub queued: Instant,
+}
+
+impl World {
+    /// A new workspace; its id.
+    pub async fn make_workspace(&self, name: &str) -> String {
+        let attributes = json!({"name": name, "terraform-version": TERRAFORM_VERSION});
+        let body = json!({"data": {"type": "workspaces", "attributes": attributes}});
+        id(&self.admin.post(&format!("/api/v2/organizations/{}/workspaces", self.name()), &body).await)
+    }
+
+    /// Uploads a configuration; its id.
+    pub async fn upload(&self, workspace: &str, configuration: &str) -> String {
+        let body = json!({"data": {"type": "configuration-versions", "attributes": {"auto-queue-runs": false}}});
+        let made = self.admin.post(&format!("/api/v2/workspaces/{workspace}/configuration-versions"), &body).await;
+        let address = made["data"]["attributes"]["upload-url"].as_str().unwrap();
+        self.admin.upload(address, jobs::archive(&[("main.tf", configuration)])).await;
+        id(&made)
+    }
+
+    /// Queues a run of an uploaded configuration, which applies by itself.
+    pub async fn queue(&self, workspace: &str, configuration: &str) -> Run {
+        let body = json!({"data": {"type": "runs", "attributes": {"auto-apply": true}, "relationships": {
+            "workspace": {"data": {"type": "workspaces", "id": workspace}},
+            "configuration-version": {"data": {"type": "configuration-versions", "id": configuration}},
+        }}});
+        let queued = Instant::now();
+        let run = self.admin.post("/api/v2/runs", &body).await;
+        Run { id: id(&run), queued }
+    }
+
+    /// The run as it is.
+    pub async fn run(&self, run: &Run) -> Value {
+        self.admin.get(&format!("/api/v2/runs/{}", run.id)).await["data"].clone()
+    }
+
+    /// Waits until a run has this status; the run. One that ends otherwise fails the test with its log.
+    pub async fn run_becomes(&self, run: &Run, status: &str) -> Value {
+        self.until(&format!("the run {} is {status}", run.id), async || {
+            let found = self.run(run).await;
+            let now = found["attributes"]["status"].as_str().unwrap();
+            if now != status && matches!(now, "errored" | "canceled" | "applied" | "planned_and_finished") {
+                let (log, _) = self.admin.log(&found, "plan").await;
+                panic!(
+                    "the run is {now} instead of {status}: {}\n{}",
+                    found["attributes"],
+                    String::from_utf8_lossy(&log)
+                );
+            }
+            if now == status { Ok(found) } else { Err(found["attributes"]["status"].clone()) }
+        })
+        .await
+    }
+
+    /// Waits for the first words of the engine in the plan's log; how long after the run was queued that was.
+    pub async fn engine_spoke(&self, run: &Run) -> Duration {
+        loop {
+            let found = self.run(run).await;
+            let (log, complete) = self.admin.log(&found, "plan").await;
+            if String::from_utf8_lossy(&log).contains("Terraform v") {
+                return run.queued.elapsed();
+            }
+            assert!(!complete, "the log ended without it: {}", String::from_utf8_lossy(&log));
+        }
+    }
+}
