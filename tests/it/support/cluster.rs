@@ -39,7 +39,7 @@ fn named(variable: &str, modules: &str) -> PathBuf {
 }
 
 /// The program: the one that was built for the tests, else the machine's.
-pub fn kubectl() -> PathBuf {
+fn kubectl() -> PathBuf {
     let built = cache().join("kubernetes").join(KUBERNETES_VERSION).join("kubectl");
     if built.is_file() { built } else { "kubectl".into() }
 }

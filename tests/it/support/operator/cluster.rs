@@ -1,21 +1,16 @@
 //! The real API server as the tests themselves see it: plain JSON, no faults.
 
-use std::{
-    io::{BufRead, BufReader},
-    path::Path,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::time::Duration;
 
 use axum::http::{Method, Request};
-use kube::{Client, Config};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 use serde_json::{Value, json};
 use terrapool::crd;
 
-use crate::support::{
-    cluster::{apiserver, kubectl},
-    poll::eventually,
-};
+use crate::support::{cluster::apiserver, poll::eventually};
 
 /// The kinds that a schedule looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,22 +68,6 @@ pub struct Cluster {
 
 pub type Answer = Result<Value, kube::Error>;
 
-/// Starts a `kubectl proxy` that ends with this process; its address.
-fn proxy(kubeconfig: &Path) -> String {
-    const SCRIPT: &str =
-        r#""$0" --kubeconfig "$1" proxy --port=0 </dev/null & proxy=$!; cat >/dev/null; kill "$proxy""#;
-    let mut command = Command::new("sh");
-    command.args(["-c", SCRIPT]).arg(kubectl()).arg(kubeconfig).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let address = line.trim().rsplit(' ').next().unwrap_or_default().to_owned();
-    assert!(address.starts_with("127.0.0.1:"), "kubectl proxy says: {line}");
-    // Its input stays open as long as this process lives.
-    std::mem::forget(child.stdin.take());
-    format!("http://{address}")
-}
-
 /// HTTP status of a refusal.
 pub fn code(error: &kube::Error) -> u16 {
     match error {
@@ -98,12 +77,12 @@ pub fn code(error: &kube::Error) -> u16 {
 }
 
 impl Cluster {
-    /// Connects to the tests' API server, and installs our definitions there. Through `kubectl proxy`: every watch is a
-    /// connection, and thousands of TLS handshakes of a program without optimisation would be what is measured.
+    /// Connects to the tests' API server, and installs our definitions there.
     pub async fn connect() -> Self {
-        let proxy = tokio::task::spawn_blocking(|| proxy(&apiserver())).await.unwrap();
+        let kubeconfig = Kubeconfig::read_from(apiserver()).unwrap();
         terrapool::http::install_tls_provider();
-        let cluster = Self { client: Client::try_from(Config::new(proxy.parse().unwrap())).unwrap() };
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        let cluster = Self { client: Client::try_from(config).unwrap() };
         cluster.install().await;
         cluster
     }
@@ -140,7 +119,7 @@ impl Cluster {
 
 pub const JSON: &str = "application/json";
 const APPLY: &str = "application/apply-patch+yaml";
-const MERGE: &str = "application/merge-patch+json";
+pub const MERGE: &str = "application/merge-patch+json";
 
 /// One namespace of the API server.
 #[derive(Clone)]

@@ -1,5 +1,7 @@
 //! Whether a goal is reached, and the meddling of [`Tamper`].
 
+use std::sync::Arc;
+
 use axum::http::Method;
 use serde_json::{Value, json};
 use terrapool::{crd::names::POOL_LABEL, server::store};
@@ -67,7 +69,7 @@ impl Stage {
     async fn agents_run(&self, count: usize) -> Result<(), Missing> {
         let pods = self.mirror.all(Kind::Pod);
         let running =
-            |pod: &&Value| pod["status"]["phase"] == "Running" && pod["metadata"]["deletionTimestamp"].is_null();
+            |pod: &&Arc<Value>| pod["status"]["phase"] == "Running" && pod["metadata"]["deletionTimestamp"].is_null();
         let names: Vec<&str> = pods.iter().filter(running).filter_map(|pod| pod["metadata"]["name"].as_str()).collect();
         let phases: Vec<String> =
             pods.iter().map(|pod| format!("{} {}", pod["metadata"]["name"], pod["status"]["phase"])).collect();

@@ -1,7 +1,7 @@
 //! What the API server has in a schedule's namespace, kept up to date by watches of the tests' own, and what it had.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
 };
 
@@ -21,8 +21,10 @@ pub type History = Vec<Value>;
 
 #[derive(Default)]
 struct Inner {
-    objects: BTreeMap<(Kind, String), Value>,
+    objects: BTreeMap<(Kind, String), Arc<Value>>,
     histories: BTreeMap<(Kind, String), History>,
+    /// Uids of all that was ever there.
+    known: BTreeSet<String>,
 }
 
 /// A picture that follows. Ends with its last handle.
@@ -44,7 +46,7 @@ impl Mirror {
                 while let Some(event) = events.next().await {
                     match event {
                         Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
-                            inner.lock().unwrap().put(kind, &object);
+                            inner.lock().unwrap().put(kind, object);
                         }
                         Ok(watcher::Event::Delete(object)) => {
                             let name = object.metadata.name.unwrap_or_default();
@@ -71,13 +73,19 @@ impl Mirror {
     }
 
     /// Null when it is not there.
-    pub fn get(&self, kind: Kind, name: &str) -> Value {
+    pub fn get(&self, kind: Kind, name: &str) -> Arc<Value> {
         self.inner.lock().unwrap().objects.get(&(kind, name.to_owned())).cloned().unwrap_or_default()
     }
 
-    pub fn all(&self, kind: Kind) -> Vec<Value> {
+    pub fn all(&self, kind: Kind) -> Vec<Arc<Value>> {
         let inner = self.inner.lock().unwrap();
         inner.objects.iter().filter(|((k, _), _)| *k == kind).map(|(_, object)| object.clone()).collect()
+    }
+
+    /// Whether there was once an object of this uid that is gone now.
+    pub fn is_gone(&self, uid: &str) -> bool {
+        let inner = self.inner.lock().unwrap();
+        inner.known.contains(uid) && inner.objects.values().all(|object| object["metadata"]["uid"] != uid)
     }
 
     pub fn histories(&self) -> BTreeMap<(Kind, String), History> {
@@ -92,15 +100,17 @@ impl Drop for Mirror {
 }
 
 impl Inner {
-    fn put(&mut self, kind: Kind, object: &DynamicObject) {
+    fn put(&mut self, kind: Kind, mut object: DynamicObject) {
+        object.metadata.managed_fields = None;
         let object = serde_json::to_value(object).unwrap();
         let key = (kind, object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+        let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+        self.known.insert(uid.clone());
         if matches!(kind, Kind::AgentPool | Kind::WorkspaceLink) {
-            let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
             let history = self.histories.entry((kind, format!("{} {uid}", key.1))).or_default();
             history.push(object["status"]["conditions"].clone());
         }
-        self.objects.insert(key, object);
+        self.objects.insert(key, Arc::new(object));
     }
 }
 

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     agent::{Agent, Registration},
-    cluster::{JSON, Kind, Space},
+    cluster::{JSON, Kind, MERGE, Space, code},
     mirror::Mirror,
     proxy::ControlPlane,
 };
@@ -154,7 +154,7 @@ impl Room {
             let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
                 "target": {"apiVersion": "v1", "kind": "Node", "name": "node-1"}});
             let path = format!("{}/binding", self.space.path(Kind::Pod, name));
-            self.space.cluster.call(Method::POST, &path, JSON, &binding).await.ok()?;
+            self.persist(Method::POST, &path, JSON, &binding).await?;
         }
         self.phase(pod, "Running").await?;
         let token = self.token(pod, ends).await?;
@@ -196,6 +196,17 @@ impl Room {
         self.mirror.poke();
     }
 
+    /// Calls until the API server has answered; `None`: it has refused.
+    async fn persist(&self, method: Method, path: &str, content: &str, body: &Value) -> Option<()> {
+        loop {
+            match self.space.cluster.call(method.clone(), path, content, body).await {
+                Ok(_) => return Some(()),
+                Err(error) if matches!(code(&error), 400..=428) => return None,
+                Err(_) => sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
     /// Writes what a kubelet would; `None` when the Pod is gone.
     async fn phase(&self, pod: &Value, phase: &str) -> Option<()> {
         let running = phase == "Running";
@@ -222,7 +233,8 @@ impl Room {
             "containerStatuses": containers,
         }});
         let name = pod["metadata"]["name"].as_str()?;
-        self.space.merge(Kind::Pod, name, "/status", &patch).await.ok().map(drop)
+        let path = format!("{}/status", self.space.path(Kind::Pod, name));
+        self.persist(Method::PATCH, &path, MERGE, &patch).await
     }
 
     /// The token in the Pod's Secret; a container that refers to a missing key waits for it.
@@ -291,25 +303,25 @@ impl Room {
         }
     }
 
-    /// What a garbage collector does: dependents of owners that are gone go too.
-    pub async fn collect_garbage(&self) {
-        let owners =
-            [Kind::AgentPool, Kind::Deployment, Kind::DaemonSet].into_iter().flat_map(|kind| self.mirror.all(kind));
-        let live: BTreeSet<String> = owners.filter_map(|o| Some(o["metadata"]["uid"].as_str()?.to_owned())).collect();
+    /// What a garbage collector does: dependents of owners that are gone go too. Says how many it found.
+    pub async fn collect_garbage(&self) -> usize {
+        let mut found = 0;
         for kind in
             [Kind::Pod, Kind::Secret, Kind::Deployment, Kind::DaemonSet, Kind::NetworkPolicy, Kind::PodDisruptionBudget]
         {
             for object in self.space.list(kind).await {
                 let owners = object["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
                 let owned = object["metadata"]["labels"][POOL_LABEL].is_string() && !owners.is_empty();
-                let dead = |owner: &Value| !live.contains(owner["uid"].as_str().unwrap_or_default());
+                let dead = |owner: &Value| self.mirror.is_gone(owner["uid"].as_str().unwrap_or_default());
                 if owned && owners.iter().all(dead) && object["metadata"]["deletionTimestamp"].is_null() {
                     let name = object["metadata"]["name"].as_str().unwrap_or_default();
                     let exactly = json!({"preconditions": {"uid": object["metadata"]["uid"]}});
                     self.space.delete(kind, name, &exactly).await;
+                    found += 1;
                 }
             }
         }
+        found
     }
 }
 

@@ -301,7 +301,7 @@ impl Stage {
     }
 
     /// Waits until the pool `alpha` is so; the pool.
-    pub async fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value, String> {
+    pub async fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Arc<Value>, String> {
         let start = Instant::now();
         let mut changes = self.mirror.changes();
         loop {
@@ -333,8 +333,8 @@ impl Stage {
     /// there is ready. Says how many passes it took.
     pub async fn settle(&self, ticks: usize) -> Result<(), Stuck> {
         let start = Instant::now();
-        self.room.collect_garbage().await;
         loop {
+            self.room.collect_garbage().await;
             let (before, reads) = (self.recorder.written(), self.reads());
             let pools = self.mirror.all(Kind::AgentPool).len();
             let quiet = Instant::now();
@@ -356,7 +356,7 @@ impl Stage {
                 }
             };
             let unready = self.unready();
-            if silent && unready.is_none() {
+            if silent && unready.is_none() && self.room.collect_garbage().await == 0 {
                 return Ok(());
             }
             if start.elapsed() > PATIENCE {
