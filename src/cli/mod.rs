@@ -92,7 +92,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Up(args) => up::run(args).await,
             Command::Server(args) => server::run(args).await,
             Command::Agent(command) => agent::run(command).await,
-            Command::Operator(args) => operator::run(*args).await,
+            Command::Operator(args) => Box::pin(operator::run(*args)).await,
             Command::Crds => crds::run(),
             Command::Rbac(args) => rbac::run(&args),
         }

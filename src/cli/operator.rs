@@ -92,7 +92,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.concurrency = args.concurrency;
     config.allow_plain_http = args.allow_plain_http;
     if args.dry_run {
-        return print(&dry_run::run(config, client).await?, args.json);
+        return print(&Box::pin(dry_run::run(config, client)).await?, args.json);
     }
     config.health = Some(args.health_address);
     if args.leader_election {

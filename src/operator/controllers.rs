@@ -191,11 +191,13 @@ fn follow_pods(client: &Client, namespace: Option<&str>) -> (Store<Pod>, Trigger
     (store, triggers.boxed())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "as a controller calls it")]
 fn pool_failed(pool: Arc<AgentPool>, error: &Error, context: Arc<pool::Context>) -> Action {
     let pause = context.common.pool_failures.failed(ObjectRef::from_obj(&*pool));
     failed("AgentPool", &*pool, error, pause)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "as a controller calls it")]
 fn link_failed(link: Arc<WorkspaceLink>, error: &Error, context: Arc<link::Context>) -> Action {
     let pause = context.common.link_failures.failed(ObjectRef::from_obj(&*link));
     failed("WorkspaceLink", &*link, error, pause)

@@ -73,9 +73,7 @@ mod tests {
         live["metadata"]["labels"]["theirs"] = json!("2");
         live["spec"]["containers"][0]["resources"]["limits"]["cpu"] = json!("1");
         live["spec"]["containers"][0]["imagePullPolicy"] = json!("IfNotPresent");
-        for path in [("containers", 0)] {
-            live["spec"][path.0][path.1].as_object_mut().unwrap().remove("env");
-        }
+        live["spec"]["containers"][0].as_object_mut().unwrap().remove("env");
         live["spec"].as_object_mut().unwrap().remove("hostNetwork");
         live
     }

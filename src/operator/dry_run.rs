@@ -38,7 +38,7 @@ pub async fn run(config: Config, client: Client) -> Result<Vec<Plan>, Error> {
     };
     let mut plans = Vec::new();
     for namespace in namespaces {
-        plans.extend(of_namespace(&config, &client, namespace.as_deref()).await?);
+        plans.extend(Box::pin(of_namespace(&config, &client, namespace.as_deref())).await?);
     }
     Ok(plans)
 }
@@ -65,7 +65,7 @@ async fn of_namespace(config: &Config, client: &Client, namespace: Option<&str>)
     let pool_context = Arc::new(super::pool::Context::empty(common.clone()));
     for pool in pools.items {
         let object = format!("{}/{}", pool.namespace().unwrap_or_default(), pool.name_any());
-        let result = super::pool::reconcile(Arc::new(pool), Arc::clone(&pool_context)).await;
+        let result = Box::pin(super::pool::reconcile(Arc::new(pool), Arc::clone(&pool_context))).await;
         plans.push(plan("AgentPool", object, &common, result.err()));
     }
     let link_context = Arc::new(super::link::Context::empty(common.clone()));
@@ -83,12 +83,11 @@ fn plan(kind: &'static str, object: String, common: &Common, error: Option<Error
     let cut = error.as_ref().is_some_and(|error| error.planned().is_some());
     let writes: Vec<_> = writes.into_iter().filter(|write| !(cut && write.action == "write the status of")).collect();
     let mut steps: Vec<String> = writes.iter().map(|write| format!("{} {}", write.action, write.object)).collect();
-    match error {
-        Some(error) => match error.planned() {
-            Some(kind) => steps.push(format!("{kind} in the control plane, and what depends on it")),
-            None => steps.push(format!("cannot go on: {}", error.to_text())),
-        },
-        None => {}
+    if let Some(error) = error {
+        steps.push(match error.planned() {
+            Some(kind) => format!("{kind} in the control plane, and what depends on it"),
+            None => format!("cannot go on: {}", error.to_text()),
+        });
     }
     Plan { kind, object, steps, writes }
 }

@@ -146,7 +146,7 @@ fn secret_name(pool: &AgentPool) -> String {
 /// When a call failed; the next pass tries again.
 pub(super) async fn reconcile(seen: Arc<AgentPool>, context: Arc<Context>) -> Result<Action, Error> {
     let started = tokio::time::Instant::now();
-    let result = visit(&seen, &context).await;
+    let result = Box::pin(visit(&seen, &context)).await;
     context.common.metrics.reconciled("agentpool", started.elapsed(), result.as_ref().err().map(Error::reason));
     let next = result?;
     context.common.pool_failures.succeeded(&ObjectRef::from_obj(&*seen));
