@@ -81,8 +81,7 @@ async fn draining_a_node_takes_an_idle_agent_at_once_and_a_busy_one_when_it_is_d
     world.link_becomes("app", "Ready", "True").await;
     let run = world.queue(&workspace, &configuration).await;
     world.run_becomes(&run, "applying").await;
-    let busy = |pod: &&Value| pod["metadata"]["labels"]["terrapool.dev/busy"] == "true" && on(pod);
-    world.pods_become("moving", "a busy one there", |pods| pods.iter().any(|pod| busy(&pod))).await;
+    the_one_that_applies_is_protected(&world, &node).await;
     let uncordon = Uncordon(&world, node.clone());
     let mut draining = drain(&world, &node);
     draining.until("evicting pod").await;
@@ -94,4 +93,23 @@ async fn draining_a_node_takes_an_idle_agent_at_once_and_a_busy_one_when_it_is_d
     drop(uncordon);
     let (log, _) = world.admin.log(&world.run(&run).await, "apply").await;
     assert!(String::from_utf8_lossy(&log).contains("done"), "{}", String::from_utf8_lossy(&log));
+}
+
+/// The Pod of the agent that has the job is marked. Before, it would be let go: it finishes its job then, within its
+/// time to end.
+async fn the_one_that_applies_is_protected(world: &World, node: &str) {
+    let pool = world.pool("moving").await["status"]["poolID"].as_str().unwrap().to_owned();
+    let protected = world.until("the Pod with the job is on the node and marked", async || {
+        let demand = world.admin.get(&format!("/api/iacp/v3/agent-pools/{pool}/demand")).await;
+        let agents = demand["agents"].as_array().unwrap();
+        let working = agents.iter().find(|agent| agent["jobs"] != 0).map(|agent| agent["name"].clone());
+        let pods = world.pods("moving").await;
+        let marked =
+            |pod: &Value| pod["metadata"]["labels"]["terrapool.dev/busy"] == "true" && pod["spec"]["nodeName"] == node;
+        match pods.iter().find(|pod| Some(&pod["metadata"]["name"]) == working.as_ref()) {
+            Some(pod) if marked(pod) => Ok(()),
+            _ => Err((working, pods.iter().map(|pod| pod["metadata"].clone()).collect::<Vec<_>>())),
+        }
+    });
+    protected.await;
 }
