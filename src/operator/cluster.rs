@@ -9,7 +9,7 @@ use std::{
 };
 
 use kube::{
-    Api, Client, Resource,
+    Api, Client, Resource, ResourceExt,
     api::{
         ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
         PropagationPolicy,
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use super::{leader::Fence, workloads::OwnedKind};
 use crate::{
-    crd::{WorkspaceLink, names},
+    crd::{WorkspaceLink, conditions::reason, names},
     http,
 };
 
@@ -72,6 +72,18 @@ impl Error {
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         self.code() == Some(409)
+    }
+
+    /// The condition reason, if the API server will not have it: a quota, Pod Security, an admission webhook, or a rule
+    /// of its own. That is somebody's decision, and the same again is refused again.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&'static str> {
+        let quota = || self.detail().is_some_and(|text| text.contains("exceeded quota"));
+        match self.code() {
+            Some(400 | 403 | 422) if quota() => Some(reason::QUOTA_EXCEEDED),
+            Some(400 | 403 | 422) => Some(reason::REFUSED),
+            _ => None,
+        }
     }
 }
 
@@ -322,16 +334,34 @@ impl Cluster {
         gone(within(|| format!("delete {}", object()), call).await)
     }
 
-    /// Sets the object's finalizers, if it is still as it was read; the object as it is then. `None`: a dry run.
-    ///
-    /// # Errors
-    /// A conflict when it is not.
-    pub async fn set_finalizers<K: Object>(&self, seen: &K, finalizers: &[String]) -> Result<Option<K>> {
+    async fn set_finalizers<K: Object>(&self, seen: &K, finalizers: &[String]) -> Result<Option<K>> {
         let meta = seen.meta();
         let patch = json!({"metadata": {
             "uid": meta.uid, "resourceVersion": meta.resource_version, "finalizers": finalizers,
         }});
         self.merge(seen, "set the finalizers of", &patch).await
+    }
+
+    /// Gives the object a finalizer that it has not, if it is still as it was read; the object as it is then. `None`:
+    /// nothing was written.
+    ///
+    /// # Errors
+    /// A conflict when it changed.
+    pub async fn add_finalizer<K: Object>(&self, seen: &K, finalizer: &str) -> Result<Option<K>> {
+        if has_finalizer(seen, finalizer) {
+            return Ok(None);
+        }
+        let finalizers: Vec<_> = seen.finalizers().iter().cloned().chain([finalizer.to_owned()]).collect();
+        self.set_finalizers(seen, &finalizers).await
+    }
+
+    /// Takes a finalizer from the object, if it is still as it was read.
+    ///
+    /// # Errors
+    /// A conflict when it changed.
+    pub async fn remove_finalizer<K: Object>(&self, seen: &K, finalizer: &str) -> Result<()> {
+        let rest: Vec<String> = seen.finalizers().iter().filter(|name| *name != finalizer).cloned().collect();
+        self.set_finalizers(seen, &rest).await.map(drop)
     }
 
     /// The object as the API server has it now, never from a cache, and with our finalizer if it is to have one. Of an
@@ -341,11 +371,8 @@ impl Cluster {
     /// # Errors
     /// When the API server refuses or does not answer.
     pub async fn get_with_finalizer<K: Object>(&self, seen: &K, finalizer: &str, wanted: bool) -> Result<Option<K>> {
-        let meta = seen.meta();
-        let has = |name: &String| name == finalizer;
-        if wanted && !self.is_dry() && !meta.finalizers.iter().flatten().any(has) {
-            let finalizers: Vec<_> = meta.finalizers.iter().flatten().cloned().chain([finalizer.to_owned()]).collect();
-            match self.set_finalizers(seen, &finalizers).await {
+        if wanted && !self.is_dry() {
+            match self.add_finalizer(seen, finalizer).await {
                 Ok(Some(object)) => return Ok(Some(object)),
                 Ok(None) => {}
                 // It changed, or it is gone.
@@ -353,7 +380,7 @@ impl Cluster {
                 Err(error) => return Err(error),
             }
         }
-        self.get(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default()).await
+        self.get(&seen.namespace().unwrap_or_default(), &seen.name_any()).await
     }
 
     /// Sets labels of an object.
@@ -366,8 +393,7 @@ impl Cluster {
     }
 
     async fn merge<K: Object>(&self, seen: &K, action: &'static str, patch: &Value) -> Result<Option<K>> {
-        let namespace = seen.meta().namespace.clone().unwrap_or_default();
-        let name = seen.meta().name.clone().unwrap_or_default();
+        let (namespace, name) = (seen.namespace().unwrap_or_default(), seen.name_any());
         let object = || format!("{} {namespace}/{name}", K::kind(&()));
         if !self.begin(action, object, || patch.clone())? {
             return Ok(None);
@@ -377,23 +403,23 @@ impl Cluster {
         within(|| format!("{action} {}", object()), call).await.map(Some)
     }
 
-    /// Server-side apply of the status; the [`version`] of the object then. An object that is gone needs none.
+    /// Server-side apply of the status, if the object is still as it was read: a status is told of what was seen, and
+    /// whoever stood still meanwhile must not overwrite a later one. The [`version`] of the object then; an object
+    /// that is gone needs none.
     ///
     /// # Errors
-    /// When the API server refuses or does not answer.
+    /// A conflict when it changed; or the API server refuses or does not answer.
     pub async fn apply_status<K: Object>(
         &self,
         seen: &K,
         manager: &str,
         status: &impl Serialize,
     ) -> Result<Option<u64>> {
-        let namespace = seen.meta().namespace.clone().unwrap_or_default();
-        let name = seen.meta().name.clone().unwrap_or_default();
+        let (namespace, name) = (seen.namespace().unwrap_or_default(), seen.name_any());
         let object = || format!("{} {namespace}/{name}", K::kind(&()));
         let patch = json!({
             "apiVersion": K::api_version(&()), "kind": K::kind(&()),
-            // The uid: a new object of the same name has a status of its own.
-            "metadata": {"name": name, "uid": seen.meta().uid},
+            "metadata": {"name": name, "uid": seen.meta().uid, "resourceVersion": seen.meta().resource_version},
             "status": status,
         });
         if !self.begin("write the status of", object, || patch["status"].clone())? {
@@ -403,10 +429,15 @@ impl Cluster {
         let call = async { self.api::<K>(&namespace).patch_status(&name, &params, &Patch::Apply(&patch)).await };
         match within(|| format!("write the status of {}", object()), call).await {
             Ok(object) => Ok(version(&object)),
-            Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(None),
+            Err(error) if error.code() == Some(404) => Ok(None),
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whether the object has that finalizer.
+pub fn has_finalizer<K: Resource>(object: &K, finalizer: &str) -> bool {
+    object.finalizers().iter().any(|name| name == finalizer)
 }
 
 /// The object's resourceVersion as a number that grows with each change; `None` where it is no number.

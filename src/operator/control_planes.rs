@@ -61,6 +61,13 @@ pub struct Connection {
 
 type Key = [u8; 32];
 
+impl Connection {
+    /// The URL as agents are told it.
+    pub(super) fn address(&self) -> &str {
+        self.url.as_str().trim_end_matches('/')
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     connections: HashMap<Key, Connection>,

@@ -29,13 +29,7 @@ impl Error {
         match self {
             Self::Sync(error) => error.reason(),
             Self::Demand { .. } | Self::NoToken => reason::CONTROL_PLANE_UNREACHABLE,
-            Self::Cluster(error) => match error.code() {
-                Some(400 | 403 | 422) if error.detail().is_some_and(|text| text.contains("exceeded quota")) => {
-                    reason::QUOTA_EXCEEDED
-                }
-                Some(400 | 403 | 422) => reason::REFUSED,
-                _ => reason::API_SERVER_UNREACHABLE,
-            },
+            Self::Cluster(error) => error.refusal().unwrap_or(reason::API_SERVER_UNREACHABLE),
             Self::Waiting(waiting) => waiting.reason,
         }
     }

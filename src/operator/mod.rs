@@ -21,12 +21,14 @@ mod controllers;
 mod drift;
 mod error;
 mod events;
+mod facts;
 mod link;
 mod owned;
 mod pool;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
+use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client, api::ListParams, runtime::reflector::ObjectRef};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -164,6 +166,10 @@ impl Common {
             pool_failures: Arc::new(Failures::new(first, longest)),
             link_failures: Arc::new(Failures::new(first, longest)),
         }
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.clock.now_ms()).unwrap_or_default()
     }
 
     /// What the reconciling core works with.

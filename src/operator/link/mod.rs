@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::jiff::Timestamp;
 use kube::{
     Resource, ResourceExt,
     runtime::{
@@ -23,8 +22,8 @@ use super::{
     Common, Error, READ_BACK,
     asked::{PAUSED_MESSAGE, is_forced, is_paused, requested},
     backoff::jittered,
-    cluster::version,
-    events::News,
+    cluster::{has_finalizer, version},
+    facts::worse,
 };
 use crate::{
     crd::{
@@ -214,21 +213,15 @@ impl<'a> Pass<'a> {
     async fn verify(&self) -> Option<Duration> {
         let status = self.link.status.as_ref()?;
         let ready = conditions::get(&status.conditions, conditions::READY)?;
-        if ready.status != "True" || !self.link.finalizers().iter().any(|name| name == LINK_FINALIZER) {
+        if ready.status != "True" || !has_finalizer(self.link, LINK_FINALIZER) {
             return None;
         }
         let pool = match &self.link.spec.pool_ref {
             Some(target) => Some(self.context.pools.get(&ObjectRef::new(&target.name).within(&self.namespace))?),
             None => None,
         };
-        let reference = match &pool {
-            Some(pool) => pool.spec.control_plane.as_ref(),
-            None => self.link.spec.control_plane.as_ref(),
-        };
-        let connection = self.common.control_planes.resolve(&self.namespace, reference).await.ok()?.ok()?;
-        let uid = pool.as_ref().and_then(|pool| pool.metadata.uid.as_deref());
-        let input = LinkInput { spec: &self.link.spec, pool_uid: uid };
-        let report = sync::link::inspect(&self.common.sync(&connection.control_plane), input).await.ok()??;
+        let sync = self.sync(pool.as_deref()).await.ok()?.ok()?;
+        let report = sync::link::inspect(&sync, self.input(pool.as_deref())).await.ok()??;
         let new = self.status(&Found::Linked(Box::new(report)));
         (*status == new).then(|| self.done(None))
     }
@@ -249,16 +242,11 @@ impl<'a> Pass<'a> {
     }
 
     fn status(&self, found: &Found) -> WorkspaceLinkStatus {
-        let now = Timestamp::from_millisecond(self.common.clock.now_ms()).unwrap_or_default();
-        status::compute(self.link.status.as_ref(), found, self.link.meta().generation, now)
+        status::compute(self.link.status.as_ref(), found, self.link.meta().generation, self.common.now())
     }
 
     async fn bring_into_line(&self) -> Result<Duration, Error> {
-        let mut finalizers = self.link.finalizers().to_vec();
-        if !finalizers.iter().any(|name| name == LINK_FINALIZER) {
-            finalizers.push(LINK_FINALIZER.to_owned());
-            self.common.cluster.set_finalizers(self.link, &finalizers).await?;
-        }
+        self.common.cluster.add_finalizer(self.link, LINK_FINALIZER).await?;
         let found = self.find().await?;
         let written = self.tell(&found).await?;
         if matches!(found, Found::Waiting(_)) {
@@ -278,20 +266,28 @@ impl<'a> Pass<'a> {
                 format!("there is no AgentPool `{}` in this namespace: create it, or correct poolRef", target.name);
             return Ok(Found::Waiting(Waiting::new(reason::POOL_NOT_FOUND, message)));
         }
-        let reference = match &pool {
-            Some(pool) => pool.spec.control_plane.as_ref(),
-            None => self.link.spec.control_plane.as_ref(),
-        };
-        let connection = match self.common.control_planes.resolve(&self.namespace, reference).await? {
-            Ok(connection) => connection,
+        let sync = match self.sync(pool.as_ref()).await? {
+            Ok(sync) => sync,
             Err(waiting) => return Ok(Found::Waiting(waiting)),
         };
-        let uid = pool.and_then(|pool| pool.metadata.uid);
-        let input = LinkInput { spec: &self.link.spec, pool_uid: uid.as_deref() };
-        match sync::link::reconcile(&self.common.sync(&connection.control_plane), input).await? {
+        match sync::link::reconcile(&sync, self.input(pool.as_ref())).await? {
             Outcome::Done(report) => Ok(Found::Linked(Box::new(report))),
             Outcome::Waiting(waiting) => Ok(Found::Waiting(waiting)),
         }
+    }
+
+    /// What the reconciling core works with: the control plane is the AgentPool's, where the link refers to one.
+    async fn sync(&self, pool: Option<&AgentPool>) -> Result<Result<sync::Context, Waiting>, Error> {
+        let reference = match pool {
+            Some(pool) => pool.spec.control_plane.as_ref(),
+            None => self.link.spec.control_plane.as_ref(),
+        };
+        let connection = self.common.control_planes.resolve(&self.namespace, reference).await?;
+        Ok(connection.map(|connection| self.common.sync(&connection.control_plane)))
+    }
+
+    fn input<'p>(&'p self, pool: Option<&'p AgentPool>) -> LinkInput<'p> {
+        LinkInput { spec: &self.link.spec, pool_uid: pool.and_then(|pool| pool.metadata.uid.as_deref()) }
     }
 
     /// The AgentPool that the link refers to: read afresh, because its uid decides which pool is linked.
@@ -303,7 +299,7 @@ impl<'a> Pass<'a> {
     }
 
     async fn delete(&self) -> Result<Option<Duration>, Error> {
-        if !self.link.finalizers().iter().any(|name| name == LINK_FINALIZER) {
+        if !has_finalizer(self.link, LINK_FINALIZER) {
             self.context.forget(self.link);
             return Ok(None);
         }
@@ -316,8 +312,7 @@ impl<'a> Pass<'a> {
             }
             return Err(error);
         }
-        let rest: Vec<String> = self.link.finalizers().iter().filter(|name| *name != LINK_FINALIZER).cloned().collect();
-        self.common.cluster.set_finalizers(self.link, &rest).await?;
+        self.common.cluster.remove_finalizer(self.link, LINK_FINALIZER).await?;
         self.context.forget(self.link);
         Ok(None)
     }
@@ -328,17 +323,8 @@ impl<'a> Pass<'a> {
             // A pool in use is not deleted before its links: this one is not in use.
             return Ok(());
         }
-        let reference = match &pool {
-            Some(pool) => pool.spec.control_plane.as_ref(),
-            None => self.link.spec.control_plane.as_ref(),
-        };
-        let connection = match self.common.control_planes.resolve(&self.namespace, reference).await? {
-            Ok(connection) => connection,
-            Err(waiting) => return Err(Error::Waiting(waiting)),
-        };
-        let uid = pool.and_then(|pool| pool.metadata.uid);
-        let input = LinkInput { spec: &self.link.spec, pool_uid: uid.as_deref() };
-        sync::link::delete(&self.common.sync(&connection.control_plane), input).await?;
+        let sync = self.sync(pool.as_ref()).await?.map_err(Error::Waiting)?;
+        sync::link::delete(&sync, self.input(pool.as_ref())).await?;
         Ok(())
     }
 
@@ -351,14 +337,9 @@ impl<'a> Pass<'a> {
         }
         let manager = format!("{}-status", names::LINK_MANAGER);
         let written = self.common.cluster.apply_status(self.link, &manager, &new).await?;
-        let ready = |conditions: &[_]| conditions::get(conditions, conditions::READY).cloned();
-        let was = old.and_then(|old| ready(&old.conditions));
-        if let Some(is) = ready(&new.conditions)
-            && is.status == "False"
-            && was.is_none_or(|was| was.reason != is.reason)
-            && let Some(reason) = conditions::WARNINGS.iter().find(|reason| **reason == is.reason)
-        {
-            self.common.events.publish(self.link, News { warning: true, reason, note: is.message }).await;
+        let before = old.map(|old| old.conditions.as_slice()).unwrap_or_default();
+        if let Some(news) = worse(before, &new.conditions) {
+            self.common.events.publish(self.link, news).await;
         }
         Ok(written)
     }

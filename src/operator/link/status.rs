@@ -5,9 +5,9 @@ use k8s_openapi::jiff::Timestamp;
 use crate::{
     crd::{
         WorkspaceLinkStatus,
-        conditions::{self, Observation, reason},
+        conditions::{self, reason},
     },
-    operator::pool::status::{Fact, set_or_remove},
+    operator::facts::{Board, Fact},
     sync::{LinkReport, Waiting},
 };
 
@@ -29,7 +29,6 @@ pub(super) fn compute(
     let mut status = old.cloned().unwrap_or_default();
     status.observed_generation = generation;
     let yes = || Fact::yes(reason::IN_SYNC, "");
-    let unknown = || Fact::unknown(reason::CREATED, "not looked at yet");
     let (resolved, linked, allowed) = match found {
         Found::Linked(_) => (Some(yes()), Some(yes()), Some(yes())),
         Found::Waiting(waiting) => {
@@ -45,14 +44,6 @@ pub(super) fn compute(
         // Whether it is linked is not known, and what was known stands.
         Found::Failed { .. } => (None, None, None),
     };
-    for (type_, fact) in
-        [(conditions::POOL_RESOLVED, resolved), (conditions::LINKED, linked), (conditions::SCOPE_ALLOWED, allowed)]
-    {
-        let known = conditions::get(&status.conditions, type_).is_some();
-        if let Some(Fact { holds, reason, message }) = fact.or_else(|| (!known).then(unknown)) {
-            conditions::set(&mut status.conditions, Observation { type_, holds, reason, message, generation }, now);
-        }
-    }
     let (ready, stalled) = match found {
         Found::Linked(_) => (Fact::yes(reason::IN_SYNC, "the workspace is linked to the pool"), false),
         // What somebody has to mend; the others end by themselves.
@@ -65,14 +56,11 @@ pub(super) fn compute(
         ),
         Found::Failed { reason, message } => (Fact::no(reason, message.clone()), false),
     };
-    let Fact { holds, reason, message } = ready.clone();
-    let type_ = conditions::READY;
-    conditions::set(&mut status.conditions, Observation { type_, holds, reason, message, generation }, now);
-    let waits = Fact { holds: Some(true), ..ready.clone() };
-    let reconciling = (ready.holds != Some(true) && !stalled).then(|| waits.clone());
-    set_or_remove(&mut status.conditions, conditions::RECONCILING, reconciling, generation, now);
-    set_or_remove(&mut status.conditions, conditions::STALLED, stalled.then_some(waits), generation, now);
-    status.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    let mut board = Board { conditions: &mut status.conditions, generation, now };
+    board.put_or_keep(conditions::POOL_RESOLVED, resolved);
+    board.put_or_keep(conditions::LINKED, linked);
+    board.put_or_keep(conditions::SCOPE_ALLOWED, allowed);
+    board.summarise(ready, stalled);
     if let Found::Linked(report) = found {
         let same = status.workspace_id.as_deref() == Some(report.workspace.id.as_str())
             && status.pool_id.as_deref() == Some(report.pool.id.as_str());

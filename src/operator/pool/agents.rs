@@ -5,11 +5,14 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::{
+    api::core::v1::{Pod, Secret},
+    jiff::Timestamp,
+};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use super::{Known, Pass, secret, status::Fact};
+use super::{Known, Pass, secret};
 use crate::{
     api::{agent::AgentStatus, iacp::demand::PoolDemand},
     client::iacp,
@@ -23,6 +26,7 @@ use crate::{
         Error,
         control_planes::Connection,
         drift,
+        facts::Fact,
         workloads::{
             self, NameSalt, NewPod, OwnedKind, Phase, PodView, PoolView, mark,
             scale::{self, Memory, Removal, ScaleDecision, ScaleInput},
@@ -35,13 +39,13 @@ use crate::{
 const POLL: Duration = Duration::from_secs(5);
 
 impl Pass<'_> {
-    fn view<'v>(&'v self, known: &'v Known, url: &'v str) -> PoolView<'v> {
+    pub(super) fn view<'v>(&'v self, known: &'v Known) -> PoolView<'v> {
         PoolView {
             namespace: &self.namespace,
             name: &self.name,
             uid: &self.uid,
             spec: &self.pool.spec,
-            url,
+            url: known.connection.address(),
             secret: &known.secret_name,
             has_ca: known.connection.ca.is_some(),
             token_id: known.token_id.as_str(),
@@ -56,10 +60,8 @@ impl Pass<'_> {
         memory: &mut Memory,
         full: bool,
     ) -> Result<Option<Duration>, Error> {
-        let url = known.connection.url.as_str().trim_end_matches('/').to_owned();
         if full {
-            let view = self.view(known, &url);
-            match workloads::objects(&view) {
+            match workloads::objects(&self.view(known)) {
                 Ok(objects) => self.apply(&objects).await?,
                 Err(invalid) => return Ok(self.invalid(&invalid)),
             }
@@ -72,11 +74,11 @@ impl Pass<'_> {
         let poll = demand.is_none().then_some(POLL);
         match self.pool.spec.agents.mode {
             AgentMode::Ephemeral => {
-                let template = match workloads::template_hash(&self.view(known, &url)) {
+                let template = match workloads::template_hash(&self.view(known)) {
                     Ok(template) => template,
                     Err(invalid) => return Ok(self.invalid(&invalid)),
                 };
-                let next = self.scale(known, &url, &template, demand.as_ref(), memory).await?;
+                let next = self.scale(known, &template, demand.as_ref(), memory).await?;
                 Ok(next.into_iter().chain(poll).min())
             }
             mode => {
@@ -152,7 +154,6 @@ impl Pass<'_> {
     async fn scale(
         &mut self,
         known: &Known,
-        url: &str,
         template: &str,
         demand: Option<&PoolDemand>,
         memory: &mut Memory,
@@ -170,7 +171,7 @@ impl Pass<'_> {
             decision = decide(&pods, memory);
             *memory = decision.memory.clone();
             self.fail_queued(known, &decision).await?;
-            self.create(known, url, &pods, demand, &decision, memory).await?;
+            self.create(known, &pods, demand, &decision, memory).await?;
             self.thin_out(&known.connection, &live, &decision).await?;
         } else {
             *memory = decision.memory.clone();
@@ -182,7 +183,6 @@ impl Pass<'_> {
     async fn create(
         &mut self,
         known: &Known,
-        url: &str,
         pods: &[PodView],
         demand: Option<&PoolDemand>,
         decision: &ScaleDecision,
@@ -200,7 +200,7 @@ impl Pass<'_> {
                 index: create.index,
             };
             let name = workloads::pod_name(&self.name, &salt);
-            let view = self.view(known, url);
+            let view = self.view(known);
             let new = NewPod { name: &name, image: create.image.as_deref() };
             let pod = workloads::pod(&view, &new).map_err(|invalid| invalid.to_string());
             let pod = pod.and_then(|pod| serde_json::from_value::<Pod>(pod).map_err(|error| error.to_string()));
@@ -215,14 +215,12 @@ impl Pass<'_> {
             match self.common.cluster.create(&self.namespace, &pod).await {
                 Ok(_) => memory.created(),
                 // Quota, Pod Security, an admission webhook: somebody's decision, not a fault. No hot loop.
-                Err(error) if matches!(error.code(), Some(400 | 403 | 422)) => {
+                Err(error) => {
+                    let Some(reason) = error.refusal() else { return Err(error.into()) };
                     let detail = error.detail().unwrap_or_default().to_owned();
-                    let reason =
-                        if detail.contains("exceeded quota") { reason::QUOTA_EXCEEDED } else { reason::REFUSED };
                     memory.create_refused(self.common.clock.now_ms(), reason, detail);
                     return Ok(());
                 }
-                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
@@ -285,8 +283,12 @@ impl Pass<'_> {
 
     fn describe(&mut self, pods: &[PodView], demand: Option<&PoolDemand>, decision: &ScaleDecision) {
         let desired = i32::try_from(decision.desired).unwrap_or(i32::MAX);
-        let counts =
-            counts(demand, self.pool.status.as_ref().and_then(|status| status.agents.as_ref()), desired, now(self));
+        let counts = counts(
+            demand,
+            self.pool.status.as_ref().and_then(|status| status.agents.as_ref()),
+            desired,
+            self.common.now(),
+        );
         let living = pods.iter().filter(|pod| !matches!(pod.phase, Phase::Succeeded | Phase::Failed)).count();
         self.facts.replicas = i32::try_from(living).ok();
         let limit = decision.limited.as_ref().map(|limit| Fact::yes(limit.reason, limit.message.clone()));
@@ -294,7 +296,7 @@ impl Pass<'_> {
             (1.., _, _) => Some(Fact::yes(reason::IN_SYNC, "agents are there to take runs")),
             (_, 0, None) => Some(Fact::yes(reason::SCALED_TO_ZERO, "no agent waits: one is started with the next run")),
             (_, _, Some(problem)) => Some(Fact::no(problem.fault.reason(), problem.message.clone())),
-            _ if limit.is_some() && living == 0 => limit.clone().map(|fact| Fact { holds: Some(false), ..fact }),
+            _ if limit.is_some() && living == 0 => limit.clone().map(|fact| fact.that(false)),
             // Between one single-use agent and the next the pool is as good as it was.
             _ if self.was_available() => None,
             _ => Some(Fact::no(reason::AGENTS_STARTING, "agents are starting")),
@@ -320,7 +322,7 @@ impl Pass<'_> {
             AgentMode::External | AgentMode::Ephemeral => (0, 0),
         };
         let old = self.pool.status.as_ref().and_then(|status| status.agents.as_ref());
-        let mut counts = counts(demand, old, desired, now(self));
+        let mut counts = counts(demand, old, desired, self.common.now());
         if demand.is_none() {
             counts.ready = running;
             counts.summary = Some(format!("{running}/{desired}"));
@@ -368,50 +370,38 @@ impl Pass<'_> {
     ) -> Result<Option<(Duration, String)>, Error> {
         let live = self.live_pods().await?;
         let pods: Vec<PodView> = live.iter().map(workloads::observe).collect();
-        let mut waits = None;
-        if !pods.is_empty() {
-            let pool = sync::pool::find(sync, self.input()).await?;
-            let demand = match &pool {
-                Some(pool) => match connection.control_plane.pool_demand(&pool.id).await {
-                    Ok(demand) => Some(demand),
-                    Err(iacp::Error::Unsupported | iacp::Error::NotFound { .. }) => None,
-                    Err(source) => return Err(Error::Demand { source: Box::new(source) }),
-                },
-                None => None,
-            };
-            // A pool that the control plane has not any more has no busy agents.
-            let nobody = PoolDemand { queued: vec![], agents: vec![], registrations: 0, linked_workspaces: 0 };
-            let demand = demand.or(pool.is_none().then_some(nobody));
-            let deleted_ms = self.pool.meta().deletion_timestamp.as_ref().map(|time| time.0.as_millisecond());
-            let decision = scale::decide(&ScaleInput {
-                spec: &self.pool.spec,
-                template: "",
-                now_ms: self.common.clock.now_ms(),
-                demand: demand.as_ref(),
-                pods: &pods,
-                memory: &Memory::default(),
-                deleted_ms,
-            });
-            self.thin_out(connection, &live, &decision).await?;
-            let busy = pods.iter().filter(|pod| pod.busy).count();
-            let next = decision.next_ms.map_or(Duration::from_secs(2), Duration::from_millis);
-            let message =
-                format!("{} Pods of the pool are left, {busy} of them with a run that is finished first", pods.len());
-            waits = Some((next.min(Duration::from_secs(2)), message));
+        if pods.is_empty() {
+            self.apply(&[]).await?;
+            return Ok(None);
         }
-        if waits.is_none() {
-            for kind in OwnedKind::ALL {
-                for (name, uid) in self.common.owned.of(kind, &self.namespace, &self.uid) {
-                    self.common.cluster.delete_owned(kind, &self.namespace, &name, Some(&uid)).await?;
-                }
-            }
-        }
-        Ok(waits)
+        let pool = sync::pool::find(sync, self.input()).await?;
+        let demand = match &pool {
+            Some(pool) => match connection.control_plane.pool_demand(&pool.id).await {
+                Ok(demand) => Some(demand),
+                Err(iacp::Error::Unsupported | iacp::Error::NotFound { .. }) => None,
+                Err(source) => return Err(Error::Demand { source: Box::new(source) }),
+            },
+            None => None,
+        };
+        // A pool that the control plane has not any more has no busy agents.
+        let nobody = PoolDemand { queued: vec![], agents: vec![], registrations: 0, linked_workspaces: 0 };
+        let demand = demand.or(pool.is_none().then_some(nobody));
+        let decision = scale::decide(&ScaleInput {
+            spec: &self.pool.spec,
+            template: "",
+            now_ms: self.common.clock.now_ms(),
+            demand: demand.as_ref(),
+            pods: &pods,
+            memory: &Memory::default(),
+            deleted_ms: self.pool.meta().deletion_timestamp.as_ref().map(|time| time.0.as_millisecond()),
+        });
+        self.thin_out(connection, &live, &decision).await?;
+        let busy = pods.iter().filter(|pod| pod.busy).count();
+        let next = decision.next_ms.map_or(Duration::from_secs(2), Duration::from_millis);
+        let message =
+            format!("{} Pods of the pool are left, {busy} of them with a run that is finished first", pods.len());
+        Ok(Some((next.min(Duration::from_secs(2)), message)))
     }
-}
-
-fn now(pass: &Pass<'_>) -> i64 {
-    pass.common.clock.now_ms()
 }
 
 fn has_work(decision: &ScaleDecision) -> bool {
@@ -427,14 +417,13 @@ fn queue(demand: &PoolDemand) -> QueueStatus {
     }
 }
 
-fn counts(demand: Option<&PoolDemand>, old: Option<&AgentsStatus>, desired: i32, now_ms: i64) -> AgentsStatus {
+fn counts(demand: Option<&PoolDemand>, old: Option<&AgentsStatus>, desired: i32, now: Timestamp) -> AgentsStatus {
     let agents = demand.map(|demand| demand.agents.as_slice()).unwrap_or_default();
     let count = |status: AgentStatus| {
         i32::try_from(agents.iter().filter(|agent| agent.status == status).count()).unwrap_or(i32::MAX)
     };
     let (busy, idle) = (count(AgentStatus::Busy), count(AgentStatus::Idle));
     let scaled = old.is_none_or(|old| old.desired != desired);
-    let now = || jiff::Timestamp::from_millisecond(now_ms).ok().map(|time| time.to_string());
     AgentsStatus {
         desired,
         ready: busy + idle,
@@ -446,6 +435,6 @@ fn counts(demand: Option<&PoolDemand>, old: Option<&AgentsStatus>, desired: i32,
             .iter()
             .map(|agent| agent.version.clone())
             .min_by_key(|version| semver::Version::parse(version).ok()),
-        last_scale_time: if scaled { now() } else { old.and_then(|old| old.last_scale_time.clone()) },
+        last_scale_time: if scaled { Some(now.to_string()) } else { old.and_then(|old| old.last_scale_time.clone()) },
     }
 }

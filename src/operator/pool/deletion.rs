@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Secret;
-use kube::{Resource, ResourceExt};
-
-use super::{LOOK_AGAIN, Pass, secret, secret::Ownership, secret_name, status::Fact};
+use super::{LOOK_AGAIN, Pass, secret_name};
 use crate::{
     crd::{POOL_FINALIZER, conditions::reason},
-    operator::{Error, asked::is_forced, backoff::jittered, events::News},
+    operator::{Error, asked::is_forced, backoff::jittered, cluster::has_finalizer, events::News, facts::Fact},
     sync::{self, Outcome},
 };
 
@@ -18,7 +15,7 @@ const BLOCKED: Duration = Duration::from_secs(5);
 impl Pass<'_> {
     /// One pass over a pool that is to go; when to come again.
     pub(super) async fn delete(mut self) -> Result<Option<Duration>, Error> {
-        if !self.pool.finalizers().iter().any(|name| name == POOL_FINALIZER) {
+        if !has_finalizer(self.pool, POOL_FINALIZER) {
             self.context.forget(self.pool);
             return Ok(None);
         }
@@ -28,20 +25,13 @@ impl Pass<'_> {
                 Ok(None)
             }
             Ok(Some(next)) => {
-                self.facts.not_ready = self
-                    .facts
-                    .deletion_blocked
-                    .clone()
-                    .map(|fact| Fact { holds: Some(false), ..fact })
-                    .or_else(|| self.facts.draining.clone().map(|fact| Fact { holds: Some(false), ..fact }));
-                self.tell(&self.facts, None).await?;
+                let waits = self.facts.deletion_blocked.as_ref().or(self.facts.draining.as_ref());
+                self.facts.not_ready = waits.map(|fact| fact.clone().that(false));
+                self.tell(None).await?;
                 Ok(Some(next))
             }
             Err(error) => {
-                if !error.is_conflict() {
-                    self.facts.not_ready = Some(Fact::no(error.reason(), error.to_text()));
-                    self.tell(&self.facts, None).await?;
-                }
+                self.tell_not_ready(&error).await?;
                 Err(error)
             }
         }
@@ -98,21 +88,15 @@ impl Pass<'_> {
     async fn work_on(&mut self) -> Result<Duration, Error> {
         let Ok((known, next_token)) = self.register().await? else { return Ok(BLOCKED) };
         let mut memory = self.registered(known, next_token);
-        let next = self.agents(&memory.known.clone(), &mut memory.scaling, true).await?;
+        let next = self.agents(&memory.known, &mut memory.scaling, true).await?;
         self.context.remember(self.pool, memory);
         Ok(next.into_iter().fold(BLOCKED.min(next_token), Duration::min))
     }
 
     /// The Secret, and last the finalizer; the rest goes with the object that owns it.
     async fn remove_from_cluster(&self) -> Result<(), Error> {
-        let name = secret_name(self.pool);
-        if let Some(stored) = self.common.cluster.get::<Secret>(&self.namespace, &name).await?
-            && secret::ownership(&stored, &self.uid, &self.name) == Ownership::Ours
-        {
-            self.common.cluster.delete::<Secret>(&self.namespace, &name, stored.meta().uid.as_deref(), None).await?;
-        }
-        let rest: Vec<String> = self.pool.finalizers().iter().filter(|name| *name != POOL_FINALIZER).cloned().collect();
-        self.common.cluster.set_finalizers(self.pool, &rest).await?;
+        self.remove_secret(&secret_name(self.pool)).await?;
+        self.common.cluster.remove_finalizer(self.pool, POOL_FINALIZER).await?;
         Ok(())
     }
 }

@@ -6,7 +6,7 @@
 mod agents;
 mod deletion;
 mod secret;
-pub(super) mod status;
+mod status;
 
 use std::{
     collections::HashMap,
@@ -26,11 +26,10 @@ use kube::{
     },
 };
 use secrecy::SecretString;
-use serde_json::json;
 
 use self::{
     secret::{Content, Ownership},
-    status::{Fact, Facts, Urgency},
+    status::{Facts, Urgency},
 };
 use super::{
     Common, Error, READ_BACK,
@@ -39,13 +38,14 @@ use super::{
     cluster::version,
     control_planes::Connection,
     events::News,
-    workloads::scale,
+    facts::{Fact, worse},
+    workloads::{self, scale},
 };
 use crate::{
     crd::{
-        self, AgentPool, AgentPoolStatus, POOL_FINALIZER,
+        AgentPool, POOL_FINALIZER,
         agent_pool::{RunUser, TokenStatus},
-        conditions::{self, reason},
+        conditions::reason,
         names,
     },
     ids::{PoolId, TokenId},
@@ -178,7 +178,7 @@ async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, 
     if is_paused(&pool) {
         let facts =
             Facts { not_ready: Some(Fact::no(reason::PAUSED, PAUSED_MESSAGE)), stalled: true, ..Facts::default() };
-        Pass::new(context, &pool).tell(&facts, None).await?;
+        Pass { facts, ..Pass::new(context, &pool) }.tell(None).await?;
         return Ok(None);
     }
     let pass = Pass::new(context, &pool);
@@ -233,30 +233,35 @@ impl<'a> Pass<'a> {
 
     /// Everything.
     async fn full(mut self) -> Result<Option<Duration>, Error> {
-        self.add_finalizer().await?;
+        // There before the first write to the control plane, so that nothing stays behind there.
+        self.common.cluster.add_finalizer(self.pool, POOL_FINALIZER).await?;
         let (known, next_token) = match self.register().await {
             Ok(Ok(found)) => found,
             Ok(Err(waiting)) => {
                 self.facts.stalled = waiting.reason != reason::CONTROL_PLANE_UNREACHABLE;
                 self.common.metrics.waiting("agentpool", waiting.reason);
                 self.context.expire(self.pool);
-                self.tell(&self.facts, None).await?;
+                self.tell(None).await?;
                 return Ok(Some(jittered(LOOK_AGAIN)));
             }
             Err(error) => {
                 self.context.expire(self.pool);
-                // Of a conflict nobody needs to hear: the next pass is in a moment.
-                if !error.is_conflict() {
-                    let facts =
-                        Facts { not_ready: Some(Fact::no(error.reason(), error.to_text())), ..self.facts.clone() };
-                    self.tell(&facts, None).await?;
-                }
+                self.tell_not_ready(&error).await?;
                 return Err(error);
             }
         };
         let mut memory = self.registered(known, next_token);
-        let next = self.agents(&memory.known.clone(), &mut memory.scaling, true).await;
+        let next = self.agents(&memory.known, &mut memory.scaling, true).await;
         self.finish(next, memory).await
+    }
+
+    /// Of a conflict nobody needs to hear: the next pass is in a moment.
+    async fn tell_not_ready(&mut self, error: &Error) -> Result<(), Error> {
+        if !error.is_conflict() {
+            self.facts.not_ready = Some(Fact::no(error.reason(), error.to_text()));
+            self.tell(None).await?;
+        }
+        Ok(())
     }
 
     /// Tells in the facts, listens for changes, and makes what is to be remembered.
@@ -279,17 +284,16 @@ impl<'a> Pass<'a> {
 
     /// Tells in the status how it went, and remembers.
     async fn finish(
-        self,
+        mut self,
         agents: Result<Option<Duration>, Error>,
         mut memory: Memory,
     ) -> Result<Option<Duration>, Error> {
-        let facts = match &agents {
-            Err(error) if !error.is_conflict() => {
-                Facts { agents_available: Some(Fact::unknown(error.reason(), error.to_text())), ..self.facts.clone() }
-            }
-            _ => self.facts.clone(),
-        };
-        let later = match self.tell(&facts, memory.status_at).await? {
+        if let Err(error) = &agents
+            && !error.is_conflict()
+        {
+            self.facts.agents_available = Some(Fact::unknown(error.reason(), error.to_text()));
+        }
+        let later = match self.tell(memory.status_at).await? {
             Told::Nothing => None,
             Told::Written(version) => {
                 memory.status_at = Some(tokio::time::Instant::now());
@@ -317,17 +321,6 @@ impl<'a> Pass<'a> {
             expires_at: known.token_expires_at.and_then(time_text),
             secret_name: known.secret_name.clone(),
         });
-    }
-
-    /// There before the first write to the control plane, so that nothing stays behind there.
-    async fn add_finalizer(&self) -> Result<(), Error> {
-        let mut finalizers = self.pool.finalizers().to_vec();
-        if finalizers.iter().any(|name| name == POOL_FINALIZER) {
-            return Ok(());
-        }
-        finalizers.push(POOL_FINALIZER.to_owned());
-        self.common.cluster.set_finalizers(self.pool, &finalizers).await?;
-        Ok(())
     }
 
     /// Pool and token in the control plane, and the Secret; how soon the token needs another look.
@@ -389,20 +382,6 @@ impl<'a> Pass<'a> {
             report.token.next.map_or(Duration::MAX, |at| Duration::from_millis(u64::try_from(at - now).unwrap_or(0)));
         let token = report.token.fresh.map(|fresh| (fresh.id, fresh.secret)).or(held);
         let Some((token_id, token)) = token else { return Err(Error::NoToken) };
-        let content = Content {
-            token_id: &token_id,
-            token: &token,
-            url: connection.url.as_str().trim_end_matches('/'),
-            ca: connection.ca.as_deref(),
-        };
-        if !stored.is_some_and(|secret| secret::matches(secret, &content, &self.name)) {
-            let (manifest, shown) = secret::manifest(name, &self.owned_meta(), &content);
-            self.common
-                .cluster
-                .apply_secret::<Secret>(&self.namespace, name, names::POOL_MANAGER, &manifest, shown)
-                .await?;
-        }
-        self.remove_renamed_secret(name).await?;
         let known = Known {
             connection: connection.clone(),
             pool_id: report.pool.id,
@@ -411,6 +390,21 @@ impl<'a> Pass<'a> {
             secret_name: name.to_owned(),
             linked_workspaces: i64::try_from(report.pool.workspaces.len()).unwrap_or(i64::MAX),
         };
+        let content = Content {
+            token_id: &known.token_id,
+            token: &token,
+            url: connection.address(),
+            ca: connection.ca.as_deref(),
+        };
+        if !stored.is_some_and(|secret| secret::matches(secret, &content, &self.name)) {
+            let meta = workloads::metadata(&self.view(&known), name);
+            let (manifest, shown) = secret::manifest(meta, &content);
+            self.common
+                .cluster
+                .apply_secret::<Secret>(&self.namespace, name, names::POOL_MANAGER, &manifest, shown)
+                .await?;
+        }
+        self.remove_renamed_secret(name).await?;
         Ok((known, next))
     }
 
@@ -421,29 +415,18 @@ impl<'a> Pass<'a> {
         let Some(last) = token.map(|token| token.secret_name.as_str()).filter(|last| *last != name) else {
             return Ok(());
         };
-        if let Some(stored) = self.common.cluster.get::<Secret>(&self.namespace, last).await?
-            && secret::ownership(&stored, &self.uid, &self.name) == Ownership::Ours
-        {
-            self.common.cluster.delete::<Secret>(&self.namespace, last, stored.meta().uid.as_deref(), None).await?;
-        }
-        Ok(())
+        self.remove_secret(last).await
     }
 
-    /// Labels and owner of everything that belongs to this pool.
-    fn owned_meta(&self) -> serde_json::Value {
-        json!({
-            "namespace": self.namespace,
-            "labels": {
-                names::POOL_LABEL: self.name,
-                "app.kubernetes.io/name": "terrapool-agent",
-                "app.kubernetes.io/instance": self.name,
-                "app.kubernetes.io/managed-by": "terrapool",
-            },
-            "ownerReferences": [{
-                "apiVersion": crd::API_VERSION, "kind": "AgentPool", "name": self.name, "uid": self.uid,
-                "controller": true, "blockOwnerDeletion": true,
-            }],
-        })
+    /// Removes a Secret if it is this pool's.
+    async fn remove_secret(&self, name: &str) -> Result<(), Error> {
+        let cluster = &self.common.cluster;
+        if let Some(stored) = cluster.get::<Secret>(&self.namespace, name).await?
+            && secret::ownership(&stored, &self.uid, &self.name) == Ownership::Ours
+        {
+            cluster.delete::<Secret>(&self.namespace, name, stored.meta().uid.as_deref(), None).await?;
+        }
+        Ok(())
     }
 
     async fn announce(&self, report: &PoolReport, held: bool, stored: bool) {
@@ -469,11 +452,10 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Writes the status if it changed and it is time to.
-    async fn tell(&self, facts: &Facts, last: Option<tokio::time::Instant>) -> Result<Told, Error> {
+    /// Writes the status if it changed and it is time to; `last`: when numbers were written last.
+    async fn tell(&self, last: Option<tokio::time::Instant>) -> Result<Told, Error> {
         let old = self.pool.status.as_ref();
-        let now = Timestamp::from_millisecond(self.common.clock.now_ms()).unwrap_or_default();
-        let new = status::compute(old, facts, self.pool.meta().generation, now);
+        let new = status::compute(old, &self.facts, self.pool.meta().generation, self.common.now());
         match status::urgency(old, &new) {
             Urgency::Never => return Ok(Told::Nothing),
             Urgency::Later => {
@@ -486,20 +468,12 @@ impl<'a> Pass<'a> {
         }
         let manager = format!("{}-status", names::POOL_MANAGER);
         let version = self.common.cluster.apply_status(self.pool, &manager, &new).await?;
-        if let Some(news) = worse(old, &new) {
+        let before = old.map(|old| old.conditions.as_slice()).unwrap_or_default();
+        if let Some(news) = worse(before, &new.conditions) {
             self.common.events.publish(self.pool, news).await;
         }
         Ok(Told::Written(version))
     }
-}
-
-/// What somebody should look at, when it is new.
-fn worse(old: Option<&AgentPoolStatus>, new: &AgentPoolStatus) -> Option<News> {
-    let ready = |status: &AgentPoolStatus| conditions::get(&status.conditions, conditions::READY).cloned();
-    let condition = ready(new).filter(|condition| condition.status == "False")?;
-    let known = old.and_then(ready).is_some_and(|old| old.status == condition.status && old.reason == condition.reason);
-    let warns = conditions::WARNINGS.iter().find(|reason| **reason == condition.reason)?;
-    (!known).then_some(News { warning: true, reason: warns, note: condition.message })
 }
 
 fn time_text(millis: i64) -> Option<String> {

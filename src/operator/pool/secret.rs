@@ -70,11 +70,9 @@ fn digest(token: &str) -> String {
 }
 
 /// The manifest to apply, and the same without the token for showing.
-pub(super) fn manifest(name: &str, meta: &Value, wanted: &Content<'_>) -> (Value, Value) {
+pub(super) fn manifest(mut meta: Value, wanted: &Content<'_>) -> (Value, Value) {
     let mut text: BTreeMap<&str, &str> = BTreeMap::from([(secret_key::URL, wanted.url)]);
     text.extend(wanted.ca.map(|ca| (secret_key::CA, ca)));
-    let mut meta = meta.clone();
-    meta["name"] = json!(name);
     meta["annotations"] = json!({
         TOKEN_ID: wanted.token_id,
         TOKEN_DIGEST: digest(wanted.token.expose_secret()),
@@ -98,9 +96,9 @@ mod tests {
 
     fn secret(change: impl FnOnce(&mut Value)) -> Secret {
         let (id, token) = ("at-a".parse().unwrap(), SecretString::from("canary"));
-        let meta = json!({"labels": {names::POOL_LABEL: "p"}, "ownerReferences":
+        let meta = json!({"name": "s", "labels": {names::POOL_LABEL: "p"}, "ownerReferences":
             [{"apiVersion": "terrapool.dev/v1alpha1", "kind": "AgentPool", "name": "p", "uid": "u"}]});
-        let (mut manifest, shown) = manifest("s", &meta, &content(&id, &token));
+        let (mut manifest, shown) = manifest(meta, &content(&id, &token));
         assert!(!shown.to_string().contains(&serde_json::to_string(&ByteString(b"canary".to_vec())).unwrap()));
         change(&mut manifest);
         serde_json::from_value(manifest).unwrap()

@@ -1,65 +1,45 @@
 //! From what a pass found out to the AgentPool's status. Pure; what a pass could not find out stays as it was.
 
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
+use k8s_openapi::jiff::Timestamp;
 
-use crate::crd::{
-    AgentPoolStatus,
-    agent_pool::{AgentsStatus, QueueStatus, TokenStatus},
-    conditions::{self, Observation, reason},
+use crate::{
+    crd::{
+        AgentPoolStatus,
+        agent_pool::{AgentsStatus, QueueStatus, TokenStatus},
+        conditions::{self, reason},
+    },
+    operator::facts::{Board, Fact},
 };
-
-/// What is known about one condition.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::operator) struct Fact {
-    /// `None`: not known.
-    pub(in crate::operator) holds: Option<bool>,
-    pub(in crate::operator) reason: &'static str,
-    pub(in crate::operator) message: String,
-}
-
-impl Fact {
-    pub(in crate::operator) fn yes(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { holds: Some(true), reason, message: message.into() }
-    }
-
-    pub(in crate::operator) fn no(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { holds: Some(false), reason, message: message.into() }
-    }
-
-    pub(in crate::operator) fn unknown(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { holds: None, reason, message: message.into() }
-    }
-}
 
 /// What a pass found out. `None`: nothing new; the last status' word stands.
 #[derive(Debug, Clone, Default)]
-pub(in crate::operator) struct Facts {
-    pub(in crate::operator) registered: Option<Fact>,
-    pub(in crate::operator) token_ready: Option<Fact>,
-    pub(in crate::operator) agents_available: Option<Fact>,
+pub(super) struct Facts {
+    pub(super) registered: Option<Fact>,
+    pub(super) token_ready: Option<Fact>,
+    pub(super) agents_available: Option<Fact>,
     /// Why there are fewer agents than wanted; the inner `None`: there are as many.
-    pub(in crate::operator) limited: Option<Option<Fact>>,
+    pub(super) limited: Option<Option<Fact>>,
     /// Why it cannot be deleted yet.
-    pub(in crate::operator) deletion_blocked: Option<Fact>,
+    pub(super) deletion_blocked: Option<Fact>,
     /// Runs are root.
-    pub(in crate::operator) privileged: bool,
+    pub(super) privileged: bool,
     /// Agents finish their runs and take no new ones.
-    pub(in crate::operator) draining: Option<Fact>,
+    pub(super) draining: Option<Fact>,
     /// Nothing goes on until somebody changes something.
-    pub(in crate::operator) stalled: bool,
+    pub(super) stalled: bool,
     /// Overrides the summary: paused, deleting.
-    pub(in crate::operator) not_ready: Option<Fact>,
-    pub(in crate::operator) pool_id: Option<String>,
-    pub(in crate::operator) agents: Option<AgentsStatus>,
-    pub(in crate::operator) queue: Option<QueueStatus>,
-    pub(in crate::operator) token: Option<TokenStatus>,
-    pub(in crate::operator) linked_workspaces: Option<i64>,
-    pub(in crate::operator) replicas: Option<i32>,
-    pub(in crate::operator) selector: Option<String>,
+    pub(super) not_ready: Option<Fact>,
+    pub(super) pool_id: Option<String>,
+    pub(super) agents: Option<AgentsStatus>,
+    pub(super) queue: Option<QueueStatus>,
+    pub(super) token: Option<TokenStatus>,
+    pub(super) linked_workspaces: Option<i64>,
+    pub(super) replicas: Option<i32>,
+    pub(super) selector: Option<String>,
 }
 
 /// The new status, from the old one and what was found out.
-pub(in crate::operator) fn compute(
+pub(super) fn compute(
     old: Option<&AgentPoolStatus>,
     facts: &Facts,
     generation: Option<i64>,
@@ -67,44 +47,32 @@ pub(in crate::operator) fn compute(
 ) -> AgentPoolStatus {
     let old = old.cloned().unwrap_or_default();
     let mut conditions = old.conditions;
-    let mut put = |type_: &'static str, fact: Fact| {
-        let Fact { holds, reason, message } = fact;
-        conditions::set(&mut conditions, Observation { type_, holds, reason, message, generation }, now);
-    };
-    let positive = [
+    let mut board = Board { conditions: &mut conditions, generation, now };
+    let parts = [
         (conditions::REGISTERED, &facts.registered),
         (conditions::TOKEN_READY, &facts.token_ready),
         (conditions::AGENTS_AVAILABLE, &facts.agents_available),
     ];
-    for (type_, fact) in positive {
-        if let Some(fact) = fact {
-            put(type_, fact.clone());
-        }
+    for (type_, fact) in parts {
+        board.put_or_keep(type_, fact.clone());
     }
-    match &facts.limited {
-        Some(Some(fact)) => put(conditions::SCALING_LIMITED, fact.clone()),
-        Some(None) => put(conditions::SCALING_LIMITED, Fact::no(reason::IN_SYNC, "as many agents as are wanted")),
-        None => {}
-    }
-    for (type_, _) in positive.into_iter().chain([(conditions::SCALING_LIMITED, &None)]) {
-        if conditions::get(&conditions, type_).is_none() {
-            let fact = Fact::unknown(reason::CREATED, "not looked at yet");
-            let Fact { holds, reason, message } = fact;
-            conditions::set(&mut conditions, Observation { type_, holds, reason, message, generation }, now);
-        }
-    }
+    let unlimited = || Fact::no(reason::IN_SYNC, "as many agents as are wanted");
+    board.put_or_keep(
+        conditions::SCALING_LIMITED,
+        facts.limited.as_ref().map(|limit| limit.clone().unwrap_or_else(unlimited)),
+    );
     let privileged = facts.privileged.then(|| {
         Fact::yes(reason::ROOT_ACKNOWLEDGED, "runs of this pool are root in their containers (runs.user: Root)")
     });
-    for (type_, fact) in [
-        (conditions::DELETION_BLOCKED, facts.deletion_blocked.clone()),
-        (conditions::PRIVILEGED_MODE, privileged),
-        (conditions::DRAINING, facts.draining.clone()),
-    ] {
-        set_or_remove(&mut conditions, type_, fact, generation, now);
-    }
-    summarise(&mut conditions, facts, generation, now);
-    conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    board.put_or_remove(conditions::DELETION_BLOCKED, facts.deletion_blocked.clone());
+    board.put_or_remove(conditions::PRIVILEGED_MODE, privileged);
+    board.put_or_remove(conditions::DRAINING, facts.draining.clone());
+    // Ready says what the first of its parts that does not hold says.
+    let part = |(type_, _): (&str, _)| conditions::get(board.conditions, type_).filter(|part| part.status != "True");
+    let failing = parts.into_iter().find_map(part).map(|part| Fact::from(part).that(false));
+    let ready = facts.not_ready.clone().or(failing);
+    let in_line = || Fact::yes(reason::IN_SYNC, "the pool is in line with this object");
+    board.summarise(ready.unwrap_or_else(in_line), facts.stalled);
     AgentPoolStatus {
         observed_generation: generation,
         pool_id: facts.pool_id.clone().or(old.pool_id),
@@ -118,50 +86,9 @@ pub(in crate::operator) fn compute(
     }
 }
 
-/// Ready says what the first of the others that does not hold says.
-fn summarise(conditions: &mut Vec<Condition>, facts: &Facts, generation: Option<i64>, now: Timestamp) {
-    let parts = [conditions::REGISTERED, conditions::TOKEN_READY, conditions::AGENTS_AVAILABLE];
-    let failing = parts.iter().find_map(|type_| conditions::get(conditions, type_).filter(|c| c.status != "True"));
-    let (holds, reason, message) = match (&facts.not_ready, failing) {
-        (Some(fact), _) => (fact.holds, fact.reason.to_owned(), fact.message.clone()),
-        (None, Some(part)) => (Some(false), part.reason.clone(), part.message.clone()),
-        (None, None) => (Some(true), reason::IN_SYNC.to_owned(), "the pool is in line with this object".to_owned()),
-    };
-    let ready = Observation { type_: conditions::READY, holds, reason: &reason, message: message.clone(), generation };
-    conditions::set(conditions, ready, now);
-    let waits = holds != Some(true);
-    for (type_, there) in
-        [(conditions::STALLED, waits && facts.stalled), (conditions::RECONCILING, waits && !facts.stalled)]
-    {
-        let observation =
-            Observation { type_, holds: Some(true), reason: &reason, message: message.clone(), generation };
-        if there {
-            conditions::set(conditions, observation, now);
-        } else {
-            conditions::remove(conditions, type_);
-        }
-    }
-}
-
-/// A condition that is only there while it holds.
-pub(in crate::operator) fn set_or_remove(
-    conditions: &mut Vec<Condition>,
-    type_: &str,
-    fact: Option<Fact>,
-    generation: Option<i64>,
-    now: Timestamp,
-) {
-    match fact {
-        Some(Fact { holds, reason, message }) => {
-            conditions::set(conditions, Observation { type_, holds, reason, message, generation }, now);
-        }
-        None => conditions::remove(conditions, type_),
-    }
-}
-
 /// How soon a changed status is to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::operator) enum Urgency {
+pub(super) enum Urgency {
     /// Nothing changed.
     Never,
     /// Only numbers that change with every run: at a coarse interval.
@@ -169,7 +96,7 @@ pub(in crate::operator) enum Urgency {
     Now,
 }
 
-pub(in crate::operator) fn urgency(old: Option<&AgentPoolStatus>, new: &AgentPoolStatus) -> Urgency {
+pub(super) fn urgency(old: Option<&AgentPoolStatus>, new: &AgentPoolStatus) -> Urgency {
     let Some(old) = old else { return Urgency::Now };
     if old == new {
         return Urgency::Never;

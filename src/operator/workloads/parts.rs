@@ -41,7 +41,8 @@ pub(super) fn selector(pool: &PoolView<'_>) -> Value {
 }
 
 /// Metadata of an object that the pool owns.
-pub(super) fn metadata(pool: &PoolView<'_>, name: &str) -> Value {
+#[must_use]
+pub fn metadata(pool: &PoolView<'_>, name: &str) -> Value {
     json!({
         "name": name,
         "namespace": pool.namespace,
