@@ -41,6 +41,8 @@ pub const LINK_FINALIZER: &str = "workspacelinks.terrapool.dev/finalizer";
 pub mod names {
     /// Label on everything that belongs to a pool; the value is the AgentPool's name.
     pub const POOL_LABEL: &str = "terrapool.dev/pool";
+    /// Label of everything that the operator made, and its value.
+    pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "terrapool");
     /// Label on containers and Pods that run a job; the value is the job's id.
     pub const JOB_LABEL: &str = "terrapool.dev/job";
     /// Label beside [`JOB_LABEL`]; the value is the epoch.

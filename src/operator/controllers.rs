@@ -21,7 +21,7 @@ use kube::{
 use tokio::sync::mpsc;
 
 use super::{
-    Common, Error,
+    Common, Error, MISSING,
     health::Pending,
     link,
     owned::{self, FILL, Owned, Triggers, api},
@@ -74,7 +74,8 @@ impl Controllers {
             self.pending.done(&part);
             tracing::info!(namespace = self.namespace.as_deref().unwrap_or("all"), "controllers start");
             let namespace = self.namespace.as_deref();
-            run_both(self.common.clone(), namespace, pods.clone(), triggers, self.concurrency, &shutdown).await;
+            let watched = Watched { namespace, pods: pods.clone(), triggers, pending: &self.pending };
+            run_both(self.common.clone(), watched, self.concurrency, &shutdown).await;
         };
         tokio::select! {
             () = pump => {}
@@ -88,14 +89,16 @@ async fn filled(owned: &Owned, pods: &Store<Pod>) -> bool {
     tokio::time::timeout(FILL, all).await.is_ok()
 }
 
-async fn run_both(
-    common: Common,
-    namespace: Option<&str>,
+/// What the controllers hear of.
+struct Watched<'a> {
+    namespace: Option<&'a str>,
     pods: Store<Pod>,
     triggers: mpsc::UnboundedReceiver<ObjectRef<AgentPool>>,
-    concurrency: u16,
-    shutdown: &Shutdown,
-) {
+    pending: &'a Pending,
+}
+
+async fn run_both(common: Common, watched: Watched<'_>, concurrency: u16, shutdown: &Shutdown) {
+    let Watched { namespace, pods, triggers, pending } = watched;
     let client = common.cluster.client().clone();
     let (pools, pool_writer) = reflector::store::<AgentPool>();
     let (links, link_writer) = reflector::store::<WorkspaceLink>();
@@ -105,6 +108,7 @@ async fn run_both(
     let (helped, helped_links) = mpsc::unbounded_channel();
     let pool_stream = watcher(api::<AgentPool>(&client, namespace), paged())
         .default_backoff()
+        .inspect(note_missing(pending.clone()))
         .modify(slim)
         .reflect(pool_writer)
         .touched_objects()
@@ -119,6 +123,7 @@ async fn run_both(
         );
     let link_stream = watcher(api::<WorkspaceLink>(&client, namespace), paged())
         .default_backoff()
+        .inspect(note_missing(pending.clone()))
         .modify(slim)
         .reflect(link_writer)
         .touched_objects()
@@ -151,6 +156,28 @@ fn stream_of<T>(mut receiver: mpsc::UnboundedReceiver<T>) -> impl Stream<Item = 
 
 fn paged() -> watcher::Config {
     watcher::Config::default().page_size(PAGE)
+}
+
+/// Readiness tells when a definition is gone; the watch tries on, and goes on with what is there when it is back.
+fn note_missing<K: Resource<DynamicType = ()>>(
+    pending: Pending,
+) -> impl FnMut(&Result<watcher::Event<K>, watcher::Error>) {
+    use watcher::{
+        Error::{InitialListFailed, WatchStartFailed},
+        Event,
+    };
+    let part = format!("definition of {}", K::plural(&()));
+    move |event| match event {
+        Err(InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)))
+            if status.code == 404 =>
+        {
+            tracing::warn!("{part}: {MISSING}");
+            pending.waits(&part, MISSING);
+        }
+        // Before a list, not after it.
+        Ok(Event::Init) | Err(_) => {}
+        Ok(_) => pending.done(&part),
+    }
 }
 
 /// What nobody here reads.

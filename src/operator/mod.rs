@@ -56,6 +56,9 @@ use crate::{
 /// A cache that does not show our own last write yet is asked again after this long: its event is on the way.
 const READ_BACK: Duration = Duration::from_millis(25);
 
+/// What readiness says of kinds that the API server does not know.
+const MISSING: &str = "the CustomResourceDefinitions are missing: terrapool crds | kubectl apply -f -";
+
 /// How an operator is started.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -211,6 +214,12 @@ impl Operator {
         self.pending.clone()
     }
 
+    /// What it counts.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.clone()
+    }
+
     /// Runs until told to end, or leadership is lost.
     ///
     /// # Errors
@@ -325,9 +334,7 @@ impl Operator {
                     self.pending.done("definitions");
                     return true;
                 }
-                Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
-                    "the CustomResourceDefinitions are missing: terrapool crds | kubectl apply -f -".to_owned()
-                }
+                Ok(Err(kube::Error::Api(status))) if status.code == 404 => MISSING.to_owned(),
                 Ok(Err(error)) => Chain(&error).to_string(),
                 Err(_) => "the API server does not answer".to_owned(),
             };

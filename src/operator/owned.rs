@@ -4,10 +4,13 @@
 use std::time::Duration;
 
 use futures::{StreamExt, stream::BoxStream};
-use k8s_openapi::api::{
-    apps::v1::{DaemonSet, Deployment},
-    networking::v1::NetworkPolicy,
-    policy::v1::PodDisruptionBudget,
+use k8s_openapi::{
+    api::{
+        apps::v1::{DaemonSet, Deployment},
+        networking::v1::NetworkPolicy,
+        policy::v1::PodDisruptionBudget,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -56,27 +59,46 @@ impl Owned {
 
     /// Name and uid of each object of that kind that the AgentPool of that uid owns.
     pub(super) fn of(&self, kind: OwnedKind, namespace: &str, uid: &str) -> Vec<(String, String)> {
+        self.select(kind, namespace, &|meta| meta.owner_references.iter().flatten().any(|owner| owner.uid == uid))
+    }
+
+    /// The same of each [orphan](is_orphan) of the AgentPool of that name.
+    pub(super) fn orphans(&self, kind: OwnedKind, namespace: &str, pool: &str) -> Vec<(String, String)> {
+        self.select(kind, namespace, &|meta| is_orphan(meta, pool))
+    }
+
+    fn select(&self, kind: OwnedKind, namespace: &str, which: &Which<'_>) -> Vec<(String, String)> {
         match kind {
-            OwnedKind::DaemonSet => owned_by(&self.daemon_sets, namespace, uid),
-            OwnedKind::Deployment => owned_by(&self.deployments, namespace, uid),
-            OwnedKind::NetworkPolicy => owned_by(&self.network_policies, namespace, uid),
-            OwnedKind::PodDisruptionBudget => owned_by(&self.disruption_budgets, namespace, uid),
+            OwnedKind::DaemonSet => select(&self.daemon_sets, namespace, which),
+            OwnedKind::Deployment => select(&self.deployments, namespace, which),
+            OwnedKind::NetworkPolicy => select(&self.network_policies, namespace, which),
+            OwnedKind::PodDisruptionBudget => select(&self.disruption_budgets, namespace, which),
         }
     }
 }
 
+/// Whether what a pool of that name made has lost its owner, as with `kubectl delete --cascade=orphan`: nothing but the
+/// pool's own end would remove it.
+pub(super) fn is_orphan(meta: &ObjectMeta, pool: &str) -> bool {
+    let label = |key: &str| meta.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
+    meta.owner_references.iter().flatten().next().is_none()
+        && label(names::POOL_LABEL) == Some(pool)
+        && label(names::MANAGED_BY.0) == Some(names::MANAGED_BY.1)
+}
+
 type Followed<K> = Store<PartialObjectMeta<K>>;
 
-fn owned_by<K>(store: &Followed<K>, namespace: &str, uid: &str) -> Vec<(String, String)>
+type Which<'a> = dyn Fn(&ObjectMeta) -> bool + 'a;
+
+fn select<K>(store: &Followed<K>, namespace: &str, which: &Which<'_>) -> Vec<(String, String)>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
-    let of_pool = |object: &PartialObjectMeta<K>| {
-        object.metadata.namespace.as_deref() == Some(namespace)
-            && object.owner_references().iter().any(|owner| owner.uid == uid)
+    let wanted = |object: &PartialObjectMeta<K>| {
+        object.metadata.namespace.as_deref() == Some(namespace) && which(&object.metadata)
     };
     let named = |object: &PartialObjectMeta<K>| (object.name_any(), object.metadata.uid.clone().unwrap_or_default());
-    store.state_filter(of_pool).iter().map(|object| named(object)).collect()
+    store.state_filter(wanted).iter().map(|object| named(object)).collect()
 }
 
 fn follow<K>(client: &Client, namespace: Option<&str>) -> (Followed<K>, Triggers)

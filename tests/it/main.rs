@@ -57,6 +57,7 @@ mod operator_changes;
 mod operator_definitions;
 mod operator_deploy;
 mod operator_faults;
+mod operator_faults_definitions;
 mod operator_leader;
 mod operator_peers;
 mod operator_workloads;

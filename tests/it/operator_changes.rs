@@ -86,10 +86,9 @@ async fn walk_through(walk: &[Change], base: &Value, agents: usize) -> Result<Ta
         Ok(tally)
     };
     let result = Box::pin(result).await;
-    stage.stop_operators().await;
-    stage.space.clear().await;
+    let log = stage.log.text();
+    stage.close().await;
     result.map_err(|failure: String| {
-        let log = stage.log.text();
         let lines: Vec<&str> = log.lines().collect();
         format!("{failure}\n{}", lines[lines.len().saturating_sub(15)..].join("\n"))
     })

@@ -12,6 +12,7 @@ use crate::support::operator::{
     recorder::Write,
     runner::{Clean, exhaustive, hub},
     scenario::{Goal, Scenario, Step, Tamper, external, idle, pool},
+    webhook,
 };
 
 fn schedule(class: &'static str, scenario: &str, troubles: Vec<Trouble>) -> Schedule {
@@ -222,6 +223,14 @@ fn operator_faults_f11_deletion_in_every_way() {
     let steps = vec![
         vec![delete(json!({"propagationPolicy": "Foreground"})), gone()],
         vec![delete(json!({"propagationPolicy": "Background"})), gone()],
+        // Nothing is left though somebody asks for it: agents without a pool are of no use to anybody.
+        vec![delete(json!({"propagationPolicy": "Orphan"})), gone()],
+        vec![
+            delete(json!({"propagationPolicy": "Orphan"})),
+            gone(),
+            Step::Apply(pool("alpha", &external())),
+            ready("alpha"),
+        ],
         // Deleted and made again at once: the new one is another object.
         vec![delete(json!(null)), gone(), Step::Apply(pool("alpha", &external())), ready("alpha")],
         vec![Step::Tamper(Tamper::DeletePool("alpha")), delete(json!(null)), gone()],
@@ -258,6 +267,19 @@ fn operator_faults_f12_refusals_of_the_cluster() {
         "spec": {"limits": [{"type": "Pod", "max": {"memory": "1Mi"}}]}});
     let apply = || Step::Apply(pool("alpha", &idle(2)));
     let agents = || Step::Wait(Goal::Agents(2));
+    let denied = |code: u16| {
+        vec![
+            Step::Deny(code),
+            apply(),
+            limited("Refused"),
+            Step::Wait(Goal::Says("alpha", "ScalingLimited", webhook::WORDS)),
+            Step::Wait(Goal::Says("alpha", "Ready", webhook::WORDS)),
+            Step::Still("cluster POST pods", 2_000, 8),
+            Step::Allow,
+            agents(),
+            ready("alpha"),
+        ]
+    };
     let steps = vec![
         vec![
             Step::Call("POST", "/api/v1/namespaces/$NS/resourcequotas", quota),
@@ -278,6 +300,9 @@ fn operator_faults_f12_refusals_of_the_cluster() {
             agents(),
             ready("alpha"),
         ],
+        denied(400),
+        denied(403),
+        denied(422),
         vec![
             Step::Call(
                 "PATCH",

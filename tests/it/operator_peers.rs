@@ -197,9 +197,9 @@ fn p12_dead_peer_cannot_hold_a_reconcile() {
         let cluster = hub().cluster().await;
         let stage = Box::pin(Stage::open(cluster, plane, &hub().namespace(), &scenario, recorder)).await;
         let result = Box::pin(stage.play(&scenario.steps)).await;
-        stage.stop_operators().await;
-        stage.space.clear().await;
-        result.map_err(|stuck| format!("{}\n{}", stuck.0, stage.log.text()))
+        let log = stage.log.text();
+        Box::pin(stage.close()).await;
+        result.map_err(|stuck| format!("{}\n{log}", stuck.0))
     });
     result.unwrap_or_else(|stuck| panic!("{stuck}"));
 }

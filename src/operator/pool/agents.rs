@@ -27,6 +27,7 @@ use crate::{
         control_planes::Connection,
         drift,
         facts::Fact,
+        owned::is_orphan,
         workloads::{
             self, NameSalt, NewPod, OwnedKind, Phase, PodView, PoolView, mark,
             scale::{self, Memory, Removal, ScaleDecision, ScaleInput},
@@ -118,7 +119,11 @@ impl Pass<'_> {
             }
         }
         for kind in OwnedKind::ALL {
-            for (name, uid) in self.common.owned.of(kind, &self.namespace, &self.uid) {
+            let mut there = self.common.owned.of(kind, &self.namespace, &self.uid);
+            if self.is_ending() {
+                there.extend(self.common.owned.orphans(kind, &self.namespace, &self.name));
+            }
+            for (name, uid) in there {
                 if !objects.iter().any(|object| object.kind == kind && object.name == name) {
                     cluster.delete_owned(kind, &self.namespace, &name, Some(&uid)).await?;
                 }
@@ -134,6 +139,7 @@ impl Pass<'_> {
     /// Whether a Pod is this pool's: others may carry the label, and a former pool may have had the name.
     fn owns(&self, pod: &Pod) -> bool {
         pod.owner_references().iter().any(|owner| owner.uid == self.uid && owner.controller == Some(true))
+            || (self.is_ending() && is_orphan(pod.meta(), &self.name))
     }
 
     fn cached_pods(&self) -> Vec<PodView> {

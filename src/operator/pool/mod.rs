@@ -39,6 +39,7 @@ use super::{
     control_planes::Connection,
     events::News,
     facts::{Fact, worse},
+    owned::is_orphan,
     workloads::{self, scale},
 };
 use crate::{
@@ -418,11 +419,17 @@ impl<'a> Pass<'a> {
         self.remove_secret(last).await
     }
 
+    /// Somebody has deleted the object.
+    fn is_ending(&self) -> bool {
+        self.pool.meta().deletion_timestamp.is_some()
+    }
+
     /// Removes a Secret if it is this pool's.
     async fn remove_secret(&self, name: &str) -> Result<(), Error> {
         let cluster = &self.common.cluster;
         if let Some(stored) = cluster.get::<Secret>(&self.namespace, name).await?
-            && secret::ownership(&stored, &self.uid, &self.name) == Ownership::Ours
+            && (secret::ownership(&stored, &self.uid, &self.name) == Ownership::Ours
+                || (self.is_ending() && is_orphan(stored.meta(), &self.name)))
         {
             cluster.delete::<Secret>(&self.namespace, name, stored.meta().uid.as_deref(), None).await?;
         }

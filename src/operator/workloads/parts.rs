@@ -8,7 +8,7 @@ use crate::{
     crd::{
         API_VERSION,
         agents::Agents,
-        names::POOL_LABEL,
+        names::{MANAGED_BY, POOL_LABEL},
         pods::{AgentEnv, Resources},
     },
 };
@@ -29,7 +29,7 @@ pub(super) fn labels(pool: &PoolView<'_>) -> Map<String, Value> {
         ("app.kubernetes.io/name", "terrapool-agent"),
         ("app.kubernetes.io/component", "agent"),
         ("app.kubernetes.io/instance", pool.name),
-        ("app.kubernetes.io/managed-by", "terrapool"),
+        MANAGED_BY,
         (POOL_LABEL, pool.name),
     ];
     labels.into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect()

@@ -3,10 +3,13 @@
 
 use std::{
     env,
+    fs::File,
     io::Write,
     path::PathBuf,
     process::{Command, Output, Stdio},
 };
+
+use tempfile::TempDir;
 
 use super::{cli::cache, sources::root};
 
@@ -42,6 +45,43 @@ fn named(variable: &str, modules: &str) -> PathBuf {
 fn kubectl() -> PathBuf {
     let built = cache().join("kubernetes").join(KUBERNETES_VERSION).join("kubectl");
     if built.is_file() { built } else { "kubectl".into() }
+}
+
+/// An API server of a test's own, without nodes: for what concerns the whole cluster, and would disturb other tests.
+pub struct OwnApiserver {
+    folder: TempDir,
+    /// As long as it is held, no other test run takes this for something that a killed one has left, and ends it.
+    _lock: File,
+}
+
+impl OwnApiserver {
+    /// Takes about three seconds.
+    pub fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("run.").tempdir_in(cache()).unwrap();
+        let lock = File::create(folder.path().join("lock")).unwrap();
+        lock.lock().unwrap();
+        let server = Self { folder, _lock: lock };
+        let output = server.script("start");
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        assert!(output.status.success(), "tests/cluster/control-plane: {said}");
+        server
+    }
+
+    fn script(&self, verb: &str) -> Output {
+        let script = root().join("tests/cluster/control-plane");
+        Command::new(script).arg(verb).arg(self.folder.path().join("apiserver")).output().unwrap()
+    }
+
+    /// Kubeconfig of an administrator.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("apiserver/kubeconfig")
+    }
+}
+
+impl Drop for OwnApiserver {
+    fn drop(&mut self) {
+        self.script("stop");
+    }
 }
 
 /// `kubectl` as an administrator, to run beside a test.

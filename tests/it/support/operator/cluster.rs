@@ -1,6 +1,6 @@
 //! The real API server as the tests themselves see it: plain JSON, no faults.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use axum::http::{Method, Request};
 use kube::{
@@ -54,6 +54,15 @@ impl Kind {
         }
     }
 
+    /// Whether pools own objects of it.
+    pub fn is_owned(self) -> bool {
+        !matches!(self, Self::AgentPool | Self::WorkspaceLink | Self::Event)
+    }
+
+    pub fn of_plural(plural: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.names().1 == plural)
+    }
+
     pub fn of(word: &str) -> Self {
         let found = Self::ALL.into_iter().find(|kind| format!("{kind:?}") == word);
         found.unwrap_or_else(|| panic!("no kind {word} here"))
@@ -79,7 +88,12 @@ pub fn code(error: &kube::Error) -> u16 {
 impl Cluster {
     /// Connects to the tests' API server, and installs our definitions there.
     pub async fn connect() -> Self {
-        let kubeconfig = Kubeconfig::read_from(apiserver()).unwrap();
+        Self::connect_to(&apiserver()).await
+    }
+
+    /// The same with the API server of that kubeconfig.
+    pub async fn connect_to(kubeconfig: &Path) -> Self {
+        let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
         terrapool::http::install_tls_provider();
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         let cluster = Self { client: Client::try_from(config).unwrap() };
@@ -91,7 +105,8 @@ impl Cluster {
         &self.client
     }
 
-    async fn install(&self) {
+    /// Our definitions are there and served.
+    pub async fn install(&self) {
         for definition in crd::all().unwrap() {
             let mut manifest = serde_json::to_value(&definition).unwrap();
             manifest["apiVersion"] = json!("apiextensions.k8s.io/v1");
@@ -189,23 +204,14 @@ impl Space {
         }
     }
 
-    /// Removes everything, finalizers or not, and the namespace; there is no controller that would.
-    pub async fn clear(&self) {
-        for kind in [Kind::AgentPool, Kind::WorkspaceLink, Kind::Pod, Kind::DaemonSet, Kind::Deployment] {
-            for object in self.list(kind).await {
-                let name = object["metadata"]["name"].as_str().unwrap();
-                if object["metadata"]["finalizers"].is_array() {
-                    drop(self.merge(kind, name, "", &json!({"metadata": {"finalizers": null}})).await);
-                }
-                self.delete(kind, name, &json!({"gracePeriodSeconds": 0, "propagationPolicy": "Background"})).await;
-            }
-        }
-        for kind in [Kind::Secret, Kind::NetworkPolicy, Kind::PodDisruptionBudget, Kind::Event] {
-            drop(self.cluster.call(Method::DELETE, &self.path(kind, ""), JSON, &Value::Null).await);
+    /// Removes the pools and links that are left, finalizers or not: other operators might see to them. The rest goes
+    /// with the namespace, where there is a controller that removes it, or with the API server.
+    pub async fn clear(&self, left: &[(Kind, String)]) {
+        for (kind, name) in left {
+            drop(self.merge(*kind, name, "", &json!({"metadata": {"finalizers": null}})).await);
+            self.delete(*kind, name, &json!({"propagationPolicy": "Background"})).await;
         }
         let path = format!("/api/v1/namespaces/{}", self.name);
         drop(self.cluster.call(Method::DELETE, &path, JSON, &Value::Null).await);
-        let done = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name}, "spec": {"finalizers": []}});
-        drop(self.cluster.call(Method::PUT, &format!("{path}/finalize"), JSON, &done).await);
     }
 }

@@ -29,6 +29,11 @@ impl Stage {
                 let found = condition(&object, type_).is_some_and(|c| c["status"] == *status && c["reason"] == *reason);
                 holds(found, &object["status"].to_string())
             }
+            Goal::Says(name, type_, words) => {
+                let object = self.mirror.get(Kind::AgentPool, name);
+                let says = |c: &Value| c["message"].as_str().is_some_and(|message| message.contains(words));
+                holds(condition(&object, type_).is_some_and(says), &object["status"].to_string())
+            }
             Goal::Gone(kind, name) => {
                 let object = self.mirror.get(*kind, name);
                 holds(object.is_null(), &object["status"].to_string())

@@ -13,7 +13,7 @@ use std::{
 use kube::Client;
 use terrapool::{
     clock::Clock,
-    operator::{Config, DefaultControlPlane, Ended, Operator, leader},
+    operator::{Config, DefaultControlPlane, Ended, Metrics, Operator, health::Pending, leader},
     shutdown::Shutdown,
 };
 use tokio_util::sync::CancellationToken;
@@ -32,19 +32,33 @@ pub struct Settings {
     pub resync: Duration,
 }
 
-/// What operators wrote to their logs.
+/// What the operators of a schedule show of themselves, in the order in which they were started.
 #[derive(Debug, Clone, Default)]
-pub struct Log(Arc<Mutex<Vec<u8>>>);
+pub struct Log {
+    lines: Arc<Mutex<Vec<u8>>>,
+    operators: Arc<Mutex<Vec<(Pending, Metrics)>>>,
+}
 
 impl Log {
+    /// What they wrote to their logs.
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        String::from_utf8_lossy(&self.lines.lock().unwrap()).into_owned()
+    }
+
+    /// What each shows as its metrics.
+    pub fn metrics(&self) -> Vec<String> {
+        self.operators.lock().unwrap().iter().map(|(_, metrics)| metrics.text()).collect()
+    }
+
+    /// What the last one says that it still waits for.
+    pub fn pending(&self) -> Vec<String> {
+        self.operators.lock().unwrap().last().map(|(pending, _)| pending.lines()).unwrap_or_default()
     }
 }
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.lines.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -122,14 +136,15 @@ fn work(settings: Settings, log: Log, client: impl FnOnce() -> Client, kill: &Ca
         Ok("debug") => tracing::Level::DEBUG,
         _ => tracing::Level::INFO,
     };
+    let writer = log.clone();
     let subscriber =
-        tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(move || log.clone()).finish();
+        tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(move || writer.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let client = client();
         tokio::select! {
-            () = operate(settings, client) => {}
+            () = operate(settings, log, client) => {}
             () = kill.cancelled() => {}
         }
     });
@@ -137,7 +152,7 @@ fn work(settings: Settings, log: Log, client: impl FnOnce() -> Client, kill: &Ca
 }
 
 /// Runs the operator; one that lost its leadership is started again, as a process would be.
-async fn operate(settings: Settings, client: Client) {
+async fn operate(settings: Settings, log: Log, client: Client) {
     let Settings { namespace, url, token, clock, identity, elects, resync } = settings;
     let election = leader::Settings {
         duration: Duration::from_millis(2_000),
@@ -155,7 +170,10 @@ async fn operate(settings: Settings, client: Client) {
         clock,
         ..Config::new(identity, "registry.test/terrapool:test".to_owned())
     };
-    while let Err(Ended::LeadershipLost) = Operator::new(config.clone(), client.clone(), Shutdown::new()).run().await {
+    loop {
+        let operator = Operator::new(config.clone(), client.clone(), Shutdown::new());
+        log.operators.lock().unwrap().push((operator.pending(), operator.metrics()));
+        let Err(Ended::LeadershipLost) = operator.run().await else { return };
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -117,27 +117,34 @@ impl FaultLayer {
         match self.recorder.meet(Side::Cluster, class, label, &path, &Value::Null).0 {
             Verdict::Dead => pending().await,
             Verdict::Pass => {}
-            Verdict::Down | Verdict::Fail(_) => return Err(no_answer()),
-        }
-        if class == Class::List {
-            return self.forward(self.outdated(label, request)).await;
-        }
-        let answer = self.forward(request).await?;
-        match self.recorder.sight() {
-            Some(sight) if class == Class::Watch && answer.status().is_success() => {
-                let recorder = self.recorder.clone();
-                Ok(answer.map(|body| watch::distort(body, sight, recorder)))
+            Verdict::Down | Verdict::Fail(_) => {
+                if class == Class::Watch || begins_watch(request.uri()) {
+                    self.recorder.follow(label, |follow| follow.in_vain += 1);
+                }
+                return Err(no_answer());
             }
-            _ => Ok(answer),
         }
+        let follows = class == Class::List && begins_watch(request.uri());
+        let request = if follows { self.outdated(label, request) } else { request };
+        let answer = self.forward(request).await?;
+        if !answer.status().is_success() {
+            return Ok(answer);
+        }
+        if follows {
+            self.recorder.follow(label, |follow| follow.lists += 1);
+        }
+        if class != Class::Watch {
+            return Ok(answer);
+        }
+        self.recorder.follow(label, |follow| follow.watches += 1);
+        Ok(answer.map(|body| watch::follow(body, label, &self.recorder)))
     }
 
-    /// The first list of each watched kind may be of the past, as from an API server that lags. Lists of a watch are
-    /// told by their page size.
+    /// The first list of each watched kind may be of the past, as from an API server that lags.
     fn outdated(&self, label: &str, request: Request<Body>) -> Request<Body> {
         let query = request.uri().query().unwrap_or_default();
         let Some(revision) = self.recorder.stale_revision() else { return request };
-        if !query.contains("limit=") || !self.listed.lock().unwrap().insert(label.to_owned()) {
+        if !self.listed.lock().unwrap().insert(label.to_owned()) {
             return request;
         }
         let kept = query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("resourceVersion"));
@@ -184,6 +191,14 @@ fn refusal(code: u16) -> Response<Answer> {
         answer = answer.header("retry-after", "1");
     }
     answer.body(Answer::from(status.to_string())).unwrap()
+}
+
+/// Whether it is the first page of a list that a watch begins with: those have a page size; a list of one only looks
+/// whether the kind is there.
+fn begins_watch(uri: &Uri) -> bool {
+    let pairs = || uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    let paged = pairs().any(|(key, value)| key == "limit" && value != "1");
+    paged && pairs().all(|(key, _)| key != "continue" && key != "watch")
 }
 
 /// What a call does, and its name in a schedule.

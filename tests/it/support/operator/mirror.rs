@@ -25,12 +25,15 @@ struct Inner {
     histories: BTreeMap<(Kind, String), History>,
     /// Uids of all that was ever there.
     known: BTreeSet<String>,
+    /// Uids of what owns others and is gone.
+    departed: BTreeSet<String>,
 }
 
 /// A picture that follows. Ends with its last handle.
 pub struct Mirror {
     inner: Arc<Mutex<Inner>>,
     version: watch::Sender<u64>,
+    kinds: Vec<Kind>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -49,8 +52,7 @@ impl Mirror {
                             inner.lock().unwrap().put(kind, object);
                         }
                         Ok(watcher::Event::Delete(object)) => {
-                            let name = object.metadata.name.unwrap_or_default();
-                            inner.lock().unwrap().objects.remove(&(kind, name));
+                            inner.lock().unwrap().remove(kind, object);
                         }
                         _ => continue,
                     }
@@ -59,7 +61,7 @@ impl Mirror {
             })
         };
         let tasks = kinds.iter().map(follow).collect();
-        Arc::new(Self { inner, version, tasks })
+        Arc::new(Self { inner, version, kinds: kinds.to_vec(), tasks })
     }
 
     /// Changes when something has changed.
@@ -77,6 +79,12 @@ impl Mirror {
         self.inner.lock().unwrap().objects.get(&(kind, name.to_owned())).cloned().unwrap_or_default()
     }
 
+    /// Kind and name of everything of these kinds.
+    pub fn names(&self, kinds: &[Kind]) -> Vec<(Kind, String)> {
+        let inner = self.inner.lock().unwrap();
+        inner.objects.keys().filter(|(kind, _)| kinds.contains(kind)).cloned().collect()
+    }
+
     pub fn all(&self, kind: Kind) -> Vec<Arc<Value>> {
         let inner = self.inner.lock().unwrap();
         inner.objects.iter().filter(|((k, _), _)| *k == kind).map(|(_, object)| object.clone()).collect()
@@ -86,6 +94,15 @@ impl Mirror {
     pub fn is_gone(&self, uid: &str) -> bool {
         let inner = self.inner.lock().unwrap();
         inner.known.contains(uid) && inner.objects.values().all(|object| object["metadata"]["uid"] != uid)
+    }
+
+    /// Whether anything is gone that may have owned something.
+    pub fn has_departed(&self) -> bool {
+        !self.inner.lock().unwrap().departed.is_empty()
+    }
+
+    pub fn follows(&self, kind: Kind) -> bool {
+        self.kinds.contains(&kind)
     }
 
     pub fn histories(&self) -> BTreeMap<(Kind, String), History> {
@@ -100,6 +117,13 @@ impl Drop for Mirror {
 }
 
 impl Inner {
+    fn remove(&mut self, kind: Kind, object: DynamicObject) {
+        if matches!(kind, Kind::AgentPool | Kind::Deployment | Kind::DaemonSet) {
+            self.departed.extend(object.metadata.uid);
+        }
+        self.objects.remove(&(kind, object.metadata.name.unwrap_or_default()));
+    }
+
     fn put(&mut self, kind: Kind, mut object: DynamicObject) {
         object.metadata.managed_fields = None;
         let object = serde_json::to_value(object).unwrap();

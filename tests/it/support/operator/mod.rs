@@ -22,3 +22,4 @@ pub mod runner;
 pub mod scenario;
 pub mod stage;
 pub mod watch;
+pub mod webhook;

@@ -14,7 +14,7 @@ use super::{
     cluster::Kind,
     instance,
     mirror::History,
-    recorder::{Class, Write},
+    recorder::{Class, Follow, Write},
     room::{Execution, token_in},
     stage::Stage,
 };
@@ -45,6 +45,10 @@ pub struct Observation {
     /// What must not be seen.
     pub canaries: Vec<String>,
     pub log: String,
+    /// Of each operator that ran.
+    pub metrics: Vec<String>,
+    /// How the operators kept up with each kind, and how many of them there were; `None`: not to be judged.
+    pub follows: Option<(BTreeMap<String, Follow>, usize)>,
     pub panics: Vec<String>,
 }
 
@@ -66,7 +70,7 @@ pub fn name(object: &Value) -> &str {
 /// Looks at everything of a schedule.
 pub async fn observe(stage: &Stage) -> Observation {
     let mut objects = Vec::new();
-    for kind in Kind::ALL {
+    for kind in stage.kinds() {
         objects.extend(stage.space.list(kind).await);
     }
     let app = &stage.plane.app;
@@ -124,6 +128,8 @@ pub async fn observe(stage: &Stage) -> Observation {
         writes: stage.recorder.writes(),
         canaries,
         log: stage.log.text(),
+        metrics: stage.log.metrics(),
+        follows: Some(stage.recorder.follows()),
         panics: instance::panics(&stage.space.name),
     }
 }

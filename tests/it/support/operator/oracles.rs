@@ -1,4 +1,5 @@
-//! O2 to O9 as functions over what was observed. (O1, that nothing is written any more, is what a schedule waits for.)
+//! O2 to O9 as functions over what was observed, and that nothing is listed more often than needed. (O1, that nothing
+//! is written any more, is what a schedule waits for.)
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,6 +49,7 @@ pub fn check(seen: &Observation, budget: usize) -> Vec<Violation> {
         found.push(violation("O6", Verdict::Other, complaint.clone()));
     }
     nothing_secret_is_shown(seen, &mut found);
+    lists_are_few(seen, &mut found);
     conditions_are_proper(seen, &mut found);
     let written = seen.counted().len();
     if written > budget {
@@ -188,10 +190,30 @@ fn nothing_secret_is_shown(seen: &Observation, found: &mut Vec<Violation>) {
     if words().any(|word| seen.log.contains(word.as_str())) {
         found.push(violation("O7", Verdict::Other, "the operator's log shows a secret".to_owned()));
     }
+    if words().any(|word| seen.metrics.iter().any(|text| text.contains(word.as_str()))) {
+        found.push(violation("O7", Verdict::Other, "the operator's metrics show a secret".to_owned()));
+    }
     for write in &seen.writes {
         let text = write.body.to_string();
         if !write.label.contains("secrets") && words().any(|word| text.contains(word.as_str())) {
             found.push(violation("O7", Verdict::Other, format!("a secret was sent with {}", write.label)));
+        }
+    }
+}
+
+/// F6: a kind is listed once by each operator and once for each 410; after a cut the watch goes on where it was. While
+/// the API server is away, it is asked less and less.
+fn lists_are_few(seen: &Observation, found: &mut Vec<Violation>) {
+    let Some((follows, operators)) = &seen.follows else { return };
+    for (kind, follow) in follows {
+        let plenty = operators + follow.gone;
+        if follow.lists > plenty {
+            let message = format!("{kind}: {follow:?} by {operators} operators, where {plenty} lists are plenty");
+            found.push(violation("F6", Verdict::Other, message));
+        }
+        if follow.watches > plenty + follow.cuts {
+            let message = format!("{kind}: {follow:?} by {operators} operators: watched again without need");
+            found.push(violation("F6", Verdict::Other, message));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Counts the operator's calls of one schedule, on both sides, and says which of them fail.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
@@ -10,9 +10,12 @@ use std::{
 };
 
 use serde_json::Value;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use super::plan::{Failure, Point, Side, Sight, Trouble};
+use super::{
+    cluster::Kind,
+    plan::{Failure, Point, Side, Sight, Trouble},
+};
 
 /// A call by what it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,6 +72,24 @@ struct Inner {
     revisions: Vec<u64>,
     /// What was sent and must never be shown.
     pub secrets: Vec<String>,
+    /// Operators started so far.
+    starts: usize,
+    /// Of each kind that is watched.
+    follows: BTreeMap<String, Follow>,
+}
+
+/// How the operators kept up with one kind.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Follow {
+    /// Lists that a watch began with, and that were answered.
+    pub lists: usize,
+    pub watches: usize,
+    /// Watches that ended with 410: what came meanwhile can only be listed.
+    pub gone: usize,
+    /// Watches that ended otherwise: the next one goes on where they were.
+    pub cuts: usize,
+    /// Lists and watches that met a server that is away.
+    pub in_vain: usize,
 }
 
 /// What the faults of one schedule are decided by.
@@ -82,6 +103,8 @@ pub struct Recorder {
     stale: usize,
     pub seed: u64,
     events: Mutex<usize>,
+    /// Counts outages of the API server: each ends all watches.
+    outages: watch::Sender<u64>,
     start: Instant,
 }
 
@@ -115,6 +138,7 @@ impl Recorder {
             stale: stale.unwrap_or(0),
             seed,
             events: Mutex::new(0),
+            outages: watch::Sender::new(0),
             start: Instant::now(),
         }
     }
@@ -141,16 +165,19 @@ impl Recorder {
         }
         let mut inner = self.inner();
         *inner.calls.entry((side, class, label.to_owned())).or_default() += 1;
-        let down = inner.down_until.get(&side).is_some_and(|until| Instant::now() < *until);
+        let down = inner.is_down(side);
         if !matches!(class, Class::Write | Class::Event | Class::Lease) {
             return (if down { Verdict::Down } else { Verdict::Pass }, 0);
         }
         let nth = *inner.counts.entry(label.to_owned()).and_modify(|n| *n += 1).or_insert(1);
         let verdict = if class == Class::Write { inner.decide(label, nth) } else { None };
+        if !down && inner.is_down(Side::Cluster) {
+            self.outages.send_modify(|count| *count += 1);
+        }
         let verdict = match verdict {
             _ if down => Verdict::Down,
             Some(failure) => Verdict::Fail(failure),
-            None if inner.down_until.get(&side).is_some_and(|until| Instant::now() < *until) => Verdict::Down,
+            None if inner.is_down(side) => Verdict::Down,
             None => Verdict::Pass,
         };
         let failure = match verdict {
@@ -229,10 +256,47 @@ impl Recorder {
     /// `side` is away for a while.
     pub fn take_down(&self, side: Side, time: Duration) {
         self.inner().down_until.insert(side, Instant::now() + time);
+        if side == Side::Cluster {
+            self.outages.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Resolves when the API server goes away next.
+    pub fn outage(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut outages = self.outages.subscribe();
+        async move { drop(outages.changed().await) }
+    }
+
+    /// An operator is started.
+    pub fn starts(&self) {
+        self.inner().starts += 1;
+    }
+
+    /// Notes something about how a kind is followed.
+    pub fn follow(&self, kind: &str, note: impl FnOnce(&mut Follow)) {
+        note(self.inner().follows.entry(kind.to_owned()).or_default());
+    }
+
+    /// How each kind was followed, and how many operators did.
+    pub fn follows(&self) -> (BTreeMap<String, Follow>, usize) {
+        let inner = self.inner();
+        (inner.follows.clone(), inner.starts)
+    }
+
+    /// Kinds of which the operator ever wrote an object.
+    pub fn kinds(&self) -> BTreeSet<Kind> {
+        let inner = self.inner();
+        let resource =
+            |label: &String| label.strip_prefix("cluster ")?.split([' ', '/']).nth(1).and_then(Kind::of_plural);
+        inner.counts.keys().filter_map(resource).collect()
     }
 }
 
 impl Inner {
+    fn is_down(&self, side: Side) -> bool {
+        self.down_until.get(&side).is_some_and(|until| Instant::now() < *until)
+    }
+
     fn decide(&mut self, label: &str, nth: usize) -> Option<Failure> {
         if let Some(count) = &mut self.since_restart {
             *count += 1;

@@ -303,12 +303,14 @@ impl Room {
         }
     }
 
-    /// What a garbage collector does: dependents of owners that are gone go too. Says how many it found.
-    pub async fn collect_garbage(&self) -> usize {
+    /// What a garbage collector does: dependents of owners that are gone go too. Says how many it found among objects
+    /// of these kinds.
+    pub async fn collect_garbage(&self, kinds: &[Kind]) -> usize {
+        if !self.mirror.has_departed() {
+            return 0;
+        }
         let mut found = 0;
-        for kind in
-            [Kind::Pod, Kind::Secret, Kind::Deployment, Kind::DaemonSet, Kind::NetworkPolicy, Kind::PodDisruptionBudget]
-        {
+        for kind in kinds.iter().filter(|kind| kind.is_owned()).copied() {
             for object in self.space.list(kind).await {
                 let owners = object["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
                 let owned = object["metadata"]["labels"][POOL_LABEL].is_string() && !owners.is_empty();
@@ -322,6 +324,20 @@ impl Room {
             }
         }
         found
+    }
+
+    /// What a garbage collector does when somebody deletes `owner` and wants its dependents left.
+    pub async fn orphan(&self, owner: &Value, kinds: &[Kind]) {
+        for kind in kinds.iter().filter(|kind| kind.is_owned()).copied() {
+            for object in self.space.list(kind).await {
+                if object["metadata"]["ownerReferences"][0]["uid"] == owner["metadata"]["uid"] {
+                    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+                    let free = json!({"metadata": {"uid": object["metadata"]["uid"], "ownerReferences": null}});
+                    // Err: gone already.
+                    drop(self.space.merge(kind, name, "", &free).await);
+                }
+            }
+        }
     }
 }
 

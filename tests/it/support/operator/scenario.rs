@@ -44,6 +44,10 @@ pub enum Step {
     Still(&'static str, u64, usize),
     /// What is left in the control plane is nobody's any more.
     Forget,
+    /// From now on an admission webhook answers every new Pod of the namespace with this status.
+    Deny(u16),
+    /// The webhook goes.
+    Allow,
 }
 
 /// What must come about.
@@ -69,6 +73,8 @@ pub enum Goal {
     OtherToken(&'static str),
     /// The pool has this name in the control plane.
     Named(&'static str, &'static str),
+    /// A condition's message contains this.
+    Says(&'static str, &'static str, &'static str),
     /// A field of an object, by its path.
     Field(Kind, &'static str, &'static str, Value),
 }

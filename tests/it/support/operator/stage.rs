@@ -31,6 +31,7 @@ use super::{
     recorder::{Class, Recorder},
     room::{Room, Running},
     scenario::{Goal, Scenario, Step, owned_by},
+    webhook::Webhook,
 };
 use crate::support::app::ADMIN_TOKEN;
 
@@ -39,6 +40,9 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 
 /// How often operators look at everything.
 pub const RESYNC: Duration = Duration::from_millis(900);
+
+/// How often an operator looks that is to be seen idle.
+const QUICK: Duration = Duration::from_millis(60);
 
 /// A visit that has begun to look at a pool has done what it does after this long.
 const THOUGHT: Duration = Duration::from_millis(400);
@@ -59,6 +63,7 @@ pub struct Stage {
     pub(super) workspaces: Mutex<BTreeMap<String, (Workspace, ConfigurationVersionId)>>,
     pub(super) tokens: Mutex<BTreeMap<String, Value>>,
     settings: Settings,
+    pub(super) webhook: Mutex<Option<Webhook>>,
     _stand_ins: Running,
     watchman: JoinHandle<()>,
 }
@@ -73,6 +78,7 @@ impl Drop for Stage {
 /// Starts an operator behind the faults of `recorder`.
 fn operator(cluster: &Cluster, settings: &Settings, recorder: &Arc<Recorder>, log: &Log) -> Instance {
     let alive = Arc::new(AtomicBool::new(true));
+    recorder.starts();
     let layer = FaultLayer::new(cluster.client().clone(), Handle::current(), recorder.clone(), alive.clone());
     let namespace = settings.namespace.clone();
     Instance::start(settings.clone(), log.clone(), alive, move || layer.client(&namespace))
@@ -92,12 +98,14 @@ impl Stage {
         let environment = environments::create(&mut unit, &plane.app.account, namespace, now).await.unwrap().id;
         unit.commit().await.unwrap();
         plane.serve(Some(recorder.clone()));
-        let has = |word: &str| format!("{} {:?}", scenario.name, scenario.steps).contains(word);
+        let text = format!("{} {:?}", scenario.name, scenario.steps);
+        let has = |word: &str| text.contains(word);
         let kinds = [Kind::AgentPool, Kind::WorkspaceLink, Kind::Pod, Kind::Deployment, Kind::DaemonSet];
         let kinds: Vec<Kind> = kinds
             .into_iter()
             .filter(|kind| match kind {
-                Kind::AgentPool | Kind::Pod => true,
+                Kind::AgentPool => true,
+                Kind::Pod => ["Ephemeral", "Node", "Deployment"].into_iter().any(has),
                 other => has(&format!("{other:?}")),
             })
             .collect();
@@ -137,6 +145,7 @@ impl Stage {
             workspaces: Mutex::default(),
             tokens: Mutex::default(),
             settings,
+            webhook: Mutex::default(),
             _stand_ins: stand_ins,
             watchman,
         }
@@ -152,8 +161,11 @@ impl Stage {
 
     /// Starts one operator more.
     pub fn start_operator(&self, identity: &str) {
-        let settings = Settings { identity: identity.to_owned(), ..self.settings.clone() };
-        let instance = operator(&self.space.cluster, &settings, &self.recorder, &self.log);
+        self.start(&Settings { identity: identity.to_owned(), ..self.settings.clone() });
+    }
+
+    fn start(&self, settings: &Settings) {
+        let instance = operator(&self.space.cluster, settings, &self.recorder, &self.log);
         self.operators.lock().unwrap().push(instance);
     }
 
@@ -207,6 +219,8 @@ impl Stage {
             Step::DeleteNamespace => self.delete_namespace().await,
             Step::Still(label, ms, most) => self.is_still(label, Duration::from_millis(*ms), *most).await?,
             Step::Forget => self.forget().await,
+            Step::Deny(code) => self.deny(*code).await.map_err(failed)?,
+            Step::Allow => self.allow().await,
         }
         Ok(())
     }
@@ -334,7 +348,8 @@ impl Stage {
     pub async fn settle(&self, ticks: usize) -> Result<(), Stuck> {
         let start = Instant::now();
         loop {
-            self.room.collect_garbage().await;
+            let kinds = self.kinds();
+            self.room.collect_garbage(&kinds).await;
             let (before, reads) = (self.recorder.written(), self.reads());
             let pools = self.mirror.all(Kind::AgentPool).len();
             let quiet = Instant::now();
@@ -356,7 +371,7 @@ impl Stage {
                 }
             };
             let unready = self.unready();
-            if silent && unready.is_none() && self.room.collect_garbage().await == 0 {
+            if silent && unready.is_none() && self.room.collect_garbage(&kinds).await == 0 {
                 return Ok(());
             }
             if start.elapsed() > PATIENCE {
@@ -371,6 +386,60 @@ impl Stage {
         }
     }
 
+    /// O1: an operator that is started now, and looks at every pool so many times, writes nothing: no Event either. At
+    /// first it may write the numbers that the one before it would have written a little later.
+    pub async fn stays_still(&self, ticks: usize) -> Result<(), Stuck> {
+        let pools = self.mirror.all(Kind::AgentPool).len();
+        if pools == 0 {
+            return Ok(());
+        }
+        self.stop_operators().await;
+        self.start(&Settings { resync: QUICK, ..self.settings.clone() });
+        self.settle(1).await?;
+        let (begun, reads) = (self.recorder.writes().len(), self.reads());
+        let start = Instant::now();
+        while self.reads() < reads + ticks * pools {
+            if start.elapsed() > PATIENCE {
+                return Err(Stuck(format!(
+                    "only {} of {ticks} passes in {PATIENCE:?}",
+                    (self.reads() - reads) / pools
+                )));
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        let writes = self.recorder.writes().split_off(begun);
+        match writes.first() {
+            None => Ok(()),
+            Some(first) => Err(Stuck(format!(
+                "O1: {} writes when all was done, the first: {} {}",
+                writes.len(),
+                first.line(),
+                first.body
+            ))),
+        }
+    }
+
+    /// Kinds that there may be objects of.
+    pub fn kinds(&self) -> Vec<Kind> {
+        let written = self.recorder.kinds();
+        let there = |kind: &Kind| match kind {
+            Kind::AgentPool | Kind::Secret | Kind::Event => true,
+            Kind::WorkspaceLink | Kind::Pod => self.mirror.follows(*kind),
+            other => written.contains(other),
+        };
+        Kind::ALL.into_iter().filter(there).collect()
+    }
+
+    /// Ends everything and removes what is there.
+    pub async fn close(self) {
+        self.stop_operators().await;
+        self.allow().await;
+        let left = self.mirror.names(&[Kind::WorkspaceLink, Kind::AgentPool]);
+        let space = self.space.clone();
+        drop(self);
+        space.clear(&left).await;
+    }
+
     /// Passes over a pool begin by looking for it.
     fn reads(&self) -> usize {
         self.recorder.calls(Side::ControlPlane, Class::Read, "control-plane GET agent-pools")
@@ -383,12 +452,16 @@ impl Stage {
 
     /// What a garbage collector does for somebody who waits for dependents, or leaves them.
     async fn release_foreground(&self) {
-        self.room.collect_garbage().await;
+        let kinds = self.kinds();
+        self.room.collect_garbage(&kinds).await;
         for pool in self.mirror.all(Kind::AgentPool) {
             let finalizers = pool["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
             let ours = |word: &Value| *word != "foregroundDeletion" && *word != "orphan";
             if pool["metadata"]["deletionTimestamp"].is_null() || finalizers.iter().all(ours) {
                 continue;
+            }
+            if finalizers.iter().any(|word| *word == "orphan") {
+                self.room.orphan(&pool, &kinds).await;
             }
             let kept: Vec<&Value> = finalizers.iter().filter(|word| ours(word)).collect();
             let name = pool["metadata"]["name"].as_str().unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use axum::body::{Body, Bytes};
-use futures::{Stream, StreamExt, stream};
+use futures::{FutureExt, Stream, StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::sleep};
 
@@ -14,11 +14,22 @@ use super::{
 
 type Line = Result<Bytes, io::Error>;
 
-/// The body of a watch's answer as `sight` shows it.
-pub fn distort(body: Body, sight: Sight, recorder: Arc<Recorder>) -> Body {
+/// The body of a watch's answer as the schedule shows it. Ends with an outage.
+pub fn follow(body: Body, kind: &str, recorder: &Arc<Recorder>) -> Body {
+    let shown = match recorder.sight() {
+        Some(sight) => distort(body, sight, kind, recorder.clone()),
+        None => body,
+    };
+    let (kind, noted) = (kind.to_owned(), recorder.clone());
+    let outage = recorder.outage().inspect(move |()| noted.follow(&kind, |follow| follow.cuts += 1));
+    Body::from_stream(shown.into_data_stream().take_until(Box::pin(outage)))
+}
+
+fn distort(body: Body, sight: Sight, kind: &str, recorder: Arc<Recorder>) -> Body {
     let (sender, receiver) = mpsc::channel(64);
+    let kind = kind.to_owned();
     tokio::spawn(async move {
-        let watcher = Watcher { sender, dice: Dice::new(recorder.seed ^ 0xabcd), recorder };
+        let watcher = Watcher { sender, kind, dice: Dice::new(recorder.seed ^ 0xabcd), recorder };
         watcher.run(Box::pin(events(body)), sight).await;
     });
     Body::from_stream(stream::unfold(receiver, async |mut receiver: mpsc::Receiver<Line>| {
@@ -45,6 +56,7 @@ fn events(body: Body) -> impl Stream<Item = Value> + Send {
 
 struct Watcher {
     sender: mpsc::Sender<Line>,
+    kind: String,
     recorder: Arc<Recorder>,
     dice: Dice,
 }
@@ -62,7 +74,12 @@ impl Watcher {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 410, "reason": "Expired",
             "message": "too old resource version (a test's fault)",
         }});
+        self.recorder.follow(&self.kind, |follow| follow.gone += 1);
         drop(self.send(&status).await);
+    }
+
+    fn cut(&self) {
+        self.recorder.follow(&self.kind, |follow| follow.cuts += 1);
     }
 
     async fn run(mut self, mut events: impl Stream<Item = Value> + Send + Unpin, sight: Sight) {
@@ -102,7 +119,7 @@ impl Watcher {
                 return;
             }
             match sight {
-                Sight::Cut(n) if counts && seen >= n => return,
+                Sight::Cut(n) if counts && seen >= n => return self.cut(),
                 Sight::Gone(n) if counts && seen >= n => return self.gone().await,
                 _ => {}
             }
