@@ -171,6 +171,17 @@ impl Common {
         }
     }
 
+    /// The same for a pass that may only look: what it would write to the cluster it notes down, and at what it would
+    /// write to a control plane it ends.
+    fn looking(&self) -> Self {
+        Self {
+            cluster: Cluster::dry(self.cluster.client().clone()),
+            seam: Seam::with_hook(|_, _| Fault::Planned),
+            events: Events::none(),
+            ..self.clone()
+        }
+    }
+
     fn now(&self) -> Timestamp {
         Timestamp::from_millisecond(self.clock.now_ms()).unwrap_or_default()
     }

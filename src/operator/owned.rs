@@ -57,22 +57,13 @@ impl Owned {
             && disruption_budgets.wait_until_ready().await.is_ok()
     }
 
-    /// Name and uid of each object of that kind that the AgentPool of that uid owns.
-    pub(super) fn of(&self, kind: OwnedKind, namespace: &str, uid: &str) -> Vec<(String, String)> {
-        self.select(kind, namespace, &|meta| meta.owner_references.iter().flatten().any(|owner| owner.uid == uid))
-    }
-
-    /// The same of each [orphan](is_orphan) of the AgentPool of that name.
-    pub(super) fn orphans(&self, kind: OwnedKind, namespace: &str, pool: &str) -> Vec<(String, String)> {
-        self.select(kind, namespace, &|meta| is_orphan(meta, pool))
-    }
-
-    fn select(&self, kind: OwnedKind, namespace: &str, which: &Which<'_>) -> Vec<(String, String)> {
+    /// The uid of the object of that kind and name, if it is such a one.
+    pub(super) fn uid_of(&self, kind: OwnedKind, namespace: &str, name: &str, which: &Which<'_>) -> Option<String> {
         match kind {
-            OwnedKind::DaemonSet => select(&self.daemon_sets, namespace, which),
-            OwnedKind::Deployment => select(&self.deployments, namespace, which),
-            OwnedKind::NetworkPolicy => select(&self.network_policies, namespace, which),
-            OwnedKind::PodDisruptionBudget => select(&self.disruption_budgets, namespace, which),
+            OwnedKind::DaemonSet => uid_of(&self.daemon_sets, namespace, name, which),
+            OwnedKind::Deployment => uid_of(&self.deployments, namespace, name, which),
+            OwnedKind::NetworkPolicy => uid_of(&self.network_policies, namespace, name, which),
+            OwnedKind::PodDisruptionBudget => uid_of(&self.disruption_budgets, namespace, name, which),
         }
     }
 }
@@ -90,15 +81,12 @@ type Followed<K> = Store<PartialObjectMeta<K>>;
 
 type Which<'a> = dyn Fn(&ObjectMeta) -> bool + 'a;
 
-fn select<K>(store: &Followed<K>, namespace: &str, which: &Which<'_>) -> Vec<(String, String)>
+fn uid_of<K>(store: &Followed<K>, namespace: &str, name: &str, which: &Which<'_>) -> Option<String>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
-    let wanted = |object: &PartialObjectMeta<K>| {
-        object.metadata.namespace.as_deref() == Some(namespace) && which(&object.metadata)
-    };
-    let named = |object: &PartialObjectMeta<K>| (object.name_any(), object.metadata.uid.clone().unwrap_or_default());
-    store.state_filter(wanted).iter().map(|object| named(object)).collect()
+    let object = store.get(&ObjectRef::new(name).within(namespace)).filter(|object| which(&object.metadata))?;
+    object.metadata.uid.clone()
 }
 
 fn follow<K>(client: &Client, namespace: Option<&str>) -> (Followed<K>, Triggers)

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use terrapool::{
     api::{
         agent::AgentStatus,
-        iacp::demand::{DemandAgent, PoolDemand},
+        iacp::{
+            AgentPoolAttributes,
+            demand::{DemandAgent, PoolDemand},
+        },
         run_state::RunState,
     },
     client::iacp::{ControlPlane, Error},
@@ -163,6 +166,52 @@ async fn a_cordoned_agent_gets_nothing_until_it_is_uncordoned_and_hears_of_both_
     assert!(!free.cordoned);
     let unknown = control_plane(&served).cordon(&"agent-none".parse().unwrap()).await.unwrap_err();
     assert!(matches!(unknown, Error::NotFound { .. }), "{unknown:?}");
+    served.stop().await;
+}
+
+/// As an operator asks that looks at all its objects: what is asked together comes in a few answers, and each to its own.
+#[tokio::test]
+async fn whoever_asks_about_many_things_at_once_hears_of_each_what_is_its_own() {
+    let served = Served::new().await;
+    let fixture = served.test.fixture().await;
+    let cp = control_plane(&served);
+    let environment = &fixture.workspace.environment_id;
+    let names: Vec<String> = (0..120).map(|number| format!("w-{number}")).collect();
+    let cp = &cp;
+    let made = names.iter().map(|name| async move {
+        let attributes = AgentPoolAttributes {
+            name: Some(format!("p, {name}")),
+            external_id: Some(format!("uid-{name}")),
+            ..AgentPoolAttributes::default()
+        };
+        let pool = cp.create_pool(&attributes, None, &[]).await.unwrap();
+        let workspace = cp.create_workspace(environment, name).await.unwrap();
+        cp.link_workspace(&workspace.id, Some(&pool.id)).await.unwrap();
+        (pool.id, workspace.id)
+    });
+    let made = futures::future::join_all(made).await;
+
+    let asked = names.iter().zip(&made).map(|(name, (pool, workspace))| async move {
+        let (external_id, no_environment) = (format!("uid-{name}"), format!("no, {name}"));
+        let (found_pool, found_workspace, demand, named) = tokio::join!(
+            cp.pool_by_external_id(&external_id),
+            cp.workspace_by_name(environment, name),
+            cp.pool_demand(pool),
+            cp.environment_by_name(&no_environment),
+        );
+        assert_eq!(&found_pool.unwrap().unwrap().id, pool, "{name}");
+        assert_eq!(&found_workspace.unwrap().unwrap().id, workspace, "{name}");
+        assert_eq!(demand.unwrap().linked_workspaces, 1, "{name}");
+        assert_eq!(named.unwrap(), None, "{name}");
+    });
+    futures::future::join_all(asked).await;
+
+    let (nothing, no_pool, no_demand) =
+        tokio::join!(cp.workspace_by_name(environment, "a,b"), cp.pool_by_external_id("uid-none"), async {
+            cp.pool_demand(&"apool-none".parse().unwrap()).await
+        },);
+    assert_eq!((nothing.unwrap(), no_pool.unwrap()), (None, None));
+    assert!(matches!(no_demand, Err(Error::NotFound { .. })), "{no_demand:?}");
     served.stop().await;
 }
 

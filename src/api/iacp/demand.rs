@@ -5,12 +5,15 @@
 //! |---|---|
 //! | `GET agent-pools/changes?since=CURSOR&wait-ms=N` | → [`PoolChanges`] |
 //! | `GET agent-pools/{id}/demand` | → [`PoolDemand`] |
+//! | `GET agent-pools/demand?pools=ID,ID` | → [`PoolDemands`] |
 //! | `POST agent-pools/{id}/actions/fail-queued` | [`FailQueued`] → [`FailedJobs`] |
 //! | `POST agents/{id}/actions/cordon`, `…/uncordon` | – → [`DemandAgent`] |
 //! | `POST access-tokens/{id}/actions/retire` | [`RetireToken`] → 204 |
 //!
 //! Nothing here says who started an agent: a pool may be served from several clusters and hosts at once, and
 //! all its agents are in its demand.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +35,9 @@ pub struct PoolChanges {
     /// may have changed, because the cursor is missing, another server's, or too old.
     pub pools: Option<Vec<PoolId>>,
 }
+
+/// The demand of several pools at one moment, by pool; those that are not there are left out.
+pub type PoolDemands = BTreeMap<PoolId, PoolDemand>;
 
 /// What waits for a pool, and who is there to do it, at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

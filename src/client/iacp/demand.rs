@@ -31,7 +31,7 @@ impl ControlPlane {
         let mut query = vec![("wait-ms", wait_ms.as_str())];
         query.extend(since.map(|cursor| ("since", cursor)));
         let url = self.url(&format!("{}/changes", kind::AGENT_POOLS), &query)?;
-        // A server without this route takes `changes` for the id of a pool: that is no missing object.
+        // As with `demand`, another server looks for a pool of this name.
         decode(&self.exchange(Method::GET, url, None, wait + LATE).await?.map_err(|refusal| refused(refusal, None))?)
     }
 
@@ -40,7 +40,15 @@ impl ControlPlane {
     /// # Errors
     /// [`Error::NotFound`]: no such pool; [`Error::Unsupported`].
     pub async fn pool_demand(&self, pool: &PoolId) -> Result<PoolDemand> {
-        self.extension(Method::GET, &format!("{}/{pool}/demand", kind::AGENT_POOLS), pool.as_str(), None::<&()>).await
+        let read = |pools: Vec<PoolId>| async move {
+            let ids: Vec<&str> = pools.iter().map(PoolId::as_str).collect();
+            let url = self.url(&format!("{}/demand", kind::AGENT_POOLS), &[("pools", &ids.join(","))])?;
+            // A server without this route takes `demand` for the id of a pool: that is no missing object.
+            let answer = self.exchange(Method::GET, url, None, CALL).await?;
+            decode(&answer.map_err(|refusal| refused(refusal, None))?)
+        };
+        let demand = self.0.demands.get(pool.clone(), read).await?;
+        demand.ok_or_else(|| Error::NotFound { title: format!("the control plane has no pool {pool}") })
     }
 
     /// The agent gets no more jobs; the answer says what it has. With `jobs: 0` in it, it can never get one again

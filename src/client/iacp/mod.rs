@@ -2,12 +2,12 @@
 //! server and scalr.io. Every call has a deadline; reads are tried again when the server is overloaded,
 //! writes never: whoever reconciles looks first and comes again.
 
+mod batch;
 mod demand;
 mod pools;
-mod shared;
 mod workspaces;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use reqwest::{Client, Method, StatusCode, Url};
@@ -18,10 +18,11 @@ use serde_json::Value;
 pub use pools::{Agent, Pool, PoolToken};
 pub use workspaces::{Environment, Workspace};
 
-use self::shared::SharedReads;
+use self::batch::Batch;
 use super::{Refusal, success_or_refusal};
 use crate::{
-    api::iacp::BASE,
+    api::iacp::{BASE, demand::PoolDemand},
+    ids::{EnvironmentId, PoolId},
     jsonapi::{CONTENT_TYPE, Document, Resource},
 };
 
@@ -98,15 +99,26 @@ struct Inner {
     base: Url,
     token: SecretString,
     http: Client,
-    /// By name: everything that is looked for is in one of a few.
-    environments: SharedReads<Option<Environment>>,
+    /// What whoever reconciles many objects asks of each of them.
+    environments: Batch<String, Environment>,
+    workspaces: Batch<(EnvironmentId, String), Workspace>,
+    pools: Batch<String, Pool>,
+    demands: Batch<PoolId, PoolDemand>,
 }
 
 impl ControlPlane {
     /// `base` is the server's address without a path, as `https://terrapool.example.com`.
     #[must_use]
     pub fn new(base: Url, token: SecretString, http: Client) -> Self {
-        Self(Arc::new(Inner { base, token, http, environments: SharedReads::default() }))
+        Self(Arc::new(Inner {
+            base,
+            token,
+            http,
+            environments: Batch::default(),
+            workspaces: Batch::default(),
+            pools: Batch::default(),
+            demands: Batch::default(),
+        }))
     }
 
     /// The server's address.
@@ -208,6 +220,15 @@ impl ControlPlane {
         Ok(all)
     }
 
+    /// All resources of which that attribute is one of `values`, and maybe others.
+    async fn list_any(&self, path: &str, filter: &str, values: BTreeSet<&str>) -> Result<Vec<Resource>> {
+        let mut all = Vec::new();
+        for value in filter_values(values) {
+            all.extend(self.list(path, &[(filter, &value)]).await?);
+        }
+        Ok(all)
+    }
+
     /// Creates or updates; the resource as the server has it now.
     async fn write(&self, method: Method, path: &str, resource: &Resource) -> Result<Resource> {
         let body = serde_json::to_value(Document::new(resource)).map_err(|source| Error::Decode { source })?;
@@ -226,6 +247,18 @@ impl ControlPlane {
     }
 }
 
+/// The values of a filter that together find all of these: one for all that can stand in a list.
+fn filter_values(values: BTreeSet<&str>) -> Vec<String> {
+    let alone = |value: &&str| value.contains([',', ':']) || value.trim() != *value || matches!(*value, "" | "null");
+    let (alone, listed): (Vec<&str>, Vec<&str>) = values.into_iter().partition(alone);
+    let listed = match listed[..] {
+        [] => None,
+        [one] => Some(one.to_owned()),
+        _ => Some(format!("in:{}", listed.join(","))),
+    };
+    alone.into_iter().map(str::to_owned).chain(listed).collect()
+}
+
 fn next_page(meta: Option<&Value>) -> Option<u64> {
     meta?.get("pagination")?.get("next-page")?.as_u64()
 }
@@ -240,4 +273,17 @@ fn parse_id<T: std::str::FromStr>(text: &str) -> Result<T> {
     text.parse().map_err(|_| Error::Decode {
         source: serde::de::Error::custom(format!("`{text}` is no identifier of the expected kind")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_list_cannot_hold_is_asked_for_alone() {
+        let values = |values: &[&str]| filter_values(values.iter().copied().collect());
+        assert_eq!(values(&["a"]), ["a"]);
+        assert_eq!(values(&["b", "a", "b"]), ["in:a,b"]);
+        assert_eq!(values(&["a,b", "c", "null", "d"]), ["a,b", "null", "in:c,d"]);
+    }
 }

@@ -43,10 +43,16 @@ impl ControlPlane {
     /// # Errors
     /// Those of the call.
     pub async fn pool_by_external_id(&self, external_id: &str) -> Result<Option<Pool>> {
-        let found = self.list(kind::AGENT_POOLS, &[("filter[external-id]", external_id)]).await?;
-        // A server that does not know the filter answers everything.
-        let found = found.iter().map(pool).collect::<Result<Vec<_>>>()?;
-        Ok(found.into_iter().find(|pool| pool.attributes.external_id.as_deref() == Some(external_id)))
+        let read = |ids: Vec<String>| async move {
+            let wanted = ids.iter().map(String::as_str).collect();
+            let found = self.list_any(kind::AGENT_POOLS, "filter[external-id]", wanted).await?;
+            // A server that does not know the filter answers everything.
+            let pools = found.iter().map(pool).collect::<Result<Vec<_>>>()?.into_iter();
+            let known = pools.filter_map(|pool| Some((pool.attributes.external_id.clone()?, pool)));
+            // As the server orders them: the first counts.
+            Ok(known.rev().collect())
+        };
+        self.0.pools.get(external_id.to_owned(), read).await
     }
 
     /// The pool of that name in the scope: an environment's, or the account's.

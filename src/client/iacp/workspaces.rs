@@ -1,8 +1,10 @@
 //! Environments and workspaces, and which pool runs a workspace.
 
+use std::collections::BTreeMap;
+
 use reqwest::Method;
 
-use super::{ControlPlane, Error, Result, id_of, parse_id};
+use super::{ControlPlane, Error, Result, filter_values, id_of, parse_id};
 use crate::{
     api::iacp::kind,
     ids::{EnvironmentId, PoolId, WorkspaceId},
@@ -28,12 +30,13 @@ impl ControlPlane {
     /// # Errors
     /// Those of the call.
     pub async fn environment_by_name(&self, name: &str) -> Result<Option<Environment>> {
-        let read = async {
-            let found = self.list(kind::ENVIRONMENTS, &[("filter[name]", name)]).await?;
-            let found = found.iter().map(environment).collect::<Result<Vec<_>>>()?;
-            Ok(found.into_iter().find(|environment| environment.name == name))
+        let read = |names: Vec<String>| async move {
+            let wanted = names.iter().map(String::as_str).collect();
+            let found = self.list_any(kind::ENVIRONMENTS, "filter[name]", wanted).await?;
+            let named = |resource| environment(resource).map(|environment| (environment.name.clone(), environment));
+            found.iter().map(named).collect()
         };
-        self.0.environments.of(name).get(read).await
+        self.0.environments.get(name.to_owned(), read).await
     }
 
     /// # Errors
@@ -52,10 +55,21 @@ impl ControlPlane {
     /// # Errors
     /// Those of the call.
     pub async fn workspace_by_name(&self, environment: &EnvironmentId, name: &str) -> Result<Option<Workspace>> {
-        let filters = [("filter[environment]", environment.as_str()), ("filter[name]", name)];
-        let found = self.list(kind::WORKSPACES, &filters).await?;
-        let found = found.iter().map(workspace).collect::<Result<Vec<_>>>()?;
-        Ok(found.into_iter().find(|workspace| workspace.name == name && workspace.environment == *environment))
+        let read = |wanted: Vec<(EnvironmentId, String)>| async move {
+            let mut found = BTreeMap::new();
+            for environments in wanted.chunk_by(|(a, _), (b, _)| a == b) {
+                let Some((environment, _)) = environments.first() else { continue };
+                for names in filter_values(environments.iter().map(|(_, name)| name.as_str()).collect()) {
+                    let filters = [("filter[environment]", environment.as_str()), ("filter[name]", &names)];
+                    for resource in self.list(kind::WORKSPACES, &filters).await? {
+                        let workspace = workspace(&resource)?;
+                        found.insert((workspace.environment.clone(), workspace.name.clone()), workspace);
+                    }
+                }
+            }
+            Ok(found)
+        };
+        self.0.workspaces.get((environment.clone(), name.to_owned()), read).await
     }
 
     /// # Errors

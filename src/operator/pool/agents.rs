@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use k8s_openapi::{
     api::core::v1::{Pod, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
     jiff::Timestamp,
 };
 use kube::{Resource, ResourceExt};
@@ -54,18 +55,20 @@ impl Pass<'_> {
         }
     }
 
-    /// Sees to the agents; when to look again though nothing changed.
+    /// Sees to the agents, and if it is a `full` pass to all that the mode needs beside; when to look again though nothing
+    /// changed.
     pub(super) async fn agents(
         &mut self,
         known: &Known,
         memory: &mut Memory,
         full: bool,
     ) -> Result<Option<Duration>, Error> {
+        let objects = match workloads::objects(&self.view(known)) {
+            Ok(objects) => objects,
+            Err(invalid) => return Ok(self.invalid(&invalid)),
+        };
         if full {
-            match workloads::objects(&self.view(known)) {
-                Ok(objects) => self.apply(&objects).await?,
-                Err(invalid) => return Ok(self.invalid(&invalid)),
-            }
+            self.apply(&objects).await?;
         }
         let demand = self.demand(known).await?;
         if let Some(demand) = &demand {
@@ -109,7 +112,7 @@ impl Pass<'_> {
     }
 
     /// Applies what differs from what is there, and removes what the mode has no more use for.
-    async fn apply(&self, objects: &[workloads::Owned]) -> Result<(), Error> {
+    pub(super) async fn apply(&self, objects: &[workloads::Owned]) -> Result<(), Error> {
         let cluster = &self.common.cluster;
         for object in objects {
             let live = cluster.get_owned(object.kind, &self.namespace, &object.name).await?;
@@ -118,15 +121,10 @@ impl Pass<'_> {
                 cluster.apply_owned(object.kind, &self.namespace, &object.name, names::POOL_MANAGER, &manifest).await?;
             }
         }
-        for kind in OwnedKind::ALL {
-            let mut there = self.common.owned.of(kind, &self.namespace, &self.uid);
-            if self.is_ending() {
-                there.extend(self.common.owned.orphans(kind, &self.namespace, &self.name));
-            }
-            for (name, uid) in there {
-                if !objects.iter().any(|object| object.kind == kind && object.name == name) {
-                    cluster.delete_owned(kind, &self.namespace, &name, Some(&uid)).await?;
-                }
+        let name = workloads::object_name(&self.name);
+        for kind in OwnedKind::ALL.into_iter().filter(|kind| !objects.iter().any(|object| object.kind == *kind)) {
+            if let Some(uid) = self.common.owned.uid_of(kind, &self.namespace, &name, &|meta| self.owns(meta)) {
+                cluster.delete_owned(kind, &self.namespace, &name, Some(&uid)).await?;
             }
         }
         Ok(())
@@ -136,17 +134,18 @@ impl Pass<'_> {
         format!("{}={}", names::POOL_LABEL, self.name)
     }
 
-    /// Whether a Pod is this pool's: others may carry the label, and a former pool may have had the name.
-    fn owns(&self, pod: &Pod) -> bool {
-        pod.owner_references().iter().any(|owner| owner.uid == self.uid && owner.controller == Some(true))
-            || (self.is_ending() && is_orphan(pod.meta(), &self.name))
+    /// Whether it is this pool's: others may carry the label, and a former pool may have had the name.
+    fn owns(&self, meta: &ObjectMeta) -> bool {
+        let owners = meta.owner_references.as_deref().unwrap_or_default();
+        owners.iter().any(|owner| owner.uid == self.uid && owner.controller == Some(true))
+            || (self.is_ending() && is_orphan(meta, &self.name))
     }
 
     fn cached_pods(&self) -> Vec<PodView> {
         let of_pool = |pod: &Pod| {
             pod.namespace().as_deref() == Some(&self.namespace)
                 && pod.labels().get(names::POOL_LABEL) == Some(&self.name)
-                && self.owns(pod)
+                && self.owns(pod.meta())
         };
         self.context.pods.state_filter(of_pool).iter().map(|pod| workloads::observe(pod)).collect()
     }
@@ -154,7 +153,7 @@ impl Pass<'_> {
     async fn live_pods(&self) -> Result<Vec<Pod>, Error> {
         let pods = self.common.cluster.list::<Pod>(&self.namespace, &self.selector()).await?;
         // Pods of a DaemonSet or Deployment of ours carry the label too, and belong to that.
-        Ok(pods.into_iter().filter(|pod| self.owns(pod)).collect())
+        Ok(pods.into_iter().filter(|pod| self.owns(pod.meta())).collect())
     }
 
     async fn scale(
@@ -351,9 +350,7 @@ impl Pass<'_> {
     }
 
     async fn numbers(&self, kind: OwnedKind, desired: &str, ready: &str) -> Result<(i32, i32), Error> {
-        let Some((name, _)) = self.common.owned.of(kind, &self.namespace, &self.uid).into_iter().next() else {
-            return Ok((0, 0));
-        };
+        let name = workloads::object_name(&self.name);
         let object = self.common.cluster.get_owned(kind, &self.namespace, &name).await?.unwrap_or_default();
         let number = |path: &str| object.pointer(path).and_then(Value::as_i64).and_then(|n| i32::try_from(n).ok());
         Ok((number(desired).unwrap_or(0), number(ready).unwrap_or(0)))

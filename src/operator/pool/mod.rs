@@ -35,7 +35,7 @@ use super::{
     Common, Error, READ_BACK,
     asked::{PAUSED_MESSAGE, is_paused, requested},
     backoff::jittered,
-    cluster::version,
+    cluster::{has_finalizer, version},
     control_planes::Connection,
     events::News,
     facts::{Fact, worse},
@@ -46,7 +46,7 @@ use crate::{
     crd::{
         AgentPool, POOL_FINALIZER,
         agent_pool::{RunUser, TokenStatus},
-        conditions::reason,
+        conditions::{self, reason},
         names,
     },
     ids::{PoolId, TokenId},
@@ -170,6 +170,12 @@ async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, 
         }
         return Pass::new(context, seen).quick(memory).await;
     }
+    if active && was_in_line(seen) && !context.common.cluster.is_dry() {
+        let pass = Pass::new(context, seen);
+        if let Some(found) = pass.look().await {
+            return pass.go_on(found, false).await;
+        }
+    }
     // What a cache says may be long over: a pool must not be made for an object that is gone.
     let live = context.common.cluster.get_with_finalizer(seen, POOL_FINALIZER, active).await?;
     let Some(pool) = live else {
@@ -184,6 +190,14 @@ async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, 
     }
     let pass = Pass::new(context, &pool);
     if pool.meta().deletion_timestamp.is_some() { pass.delete().await } else { pass.full().await }
+}
+
+/// Whether the last visit left the pool, as it is now, with nothing to do.
+fn was_in_line(pool: &AgentPool) -> bool {
+    let conditions = pool.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let ready = conditions::get(conditions, conditions::READY).filter(|ready| ready.status == "True");
+    ready.is_some_and(|ready| ready.observed_generation == pool.meta().generation)
+        && has_finalizer(pool, POOL_FINALIZER)
 }
 
 /// What became of a new status.
@@ -236,7 +250,7 @@ impl<'a> Pass<'a> {
     async fn full(mut self) -> Result<Option<Duration>, Error> {
         // There before the first write to the control plane, so that nothing stays behind there.
         self.common.cluster.add_finalizer(self.pool, POOL_FINALIZER).await?;
-        let (known, next_token) = match self.register().await {
+        let found = match self.register().await {
             Ok(Ok(found)) => found,
             Ok(Err(waiting)) => {
                 self.facts.stalled = waiting.reason != reason::CONTROL_PLANE_UNREACHABLE;
@@ -251,8 +265,23 @@ impl<'a> Pass<'a> {
                 return Err(error);
             }
         };
+        self.go_on(found, true).await
+    }
+
+    /// Looks, without a write and from what the cache says of the pool, whether pool, token, Secret and owned objects
+    /// are as they are to be. `None`: something is to be done, which is then decided from the object itself.
+    async fn look(&self) -> Option<(Known, Duration)> {
+        let common = self.common.looking();
+        let mut pass = Pass { common: &common, ..Pass::new(self.context, self.pool) };
+        let found = pass.register().await.ok()?.ok()?;
+        pass.apply(&workloads::objects(&pass.view(&found.0)).ok()?).await.ok()?;
+        common.cluster.take_planned().is_empty().then_some(found)
+    }
+
+    /// Sees to the agents of a pool that is in line, tells, and remembers.
+    async fn go_on(mut self, (known, next_token): (Known, Duration), full: bool) -> Result<Option<Duration>, Error> {
         let mut memory = self.registered(known, next_token);
-        let next = self.agents(&memory.known, &mut memory.scaling, true).await;
+        let next = self.agents(&memory.known, &mut memory.scaling, full).await;
         self.finish(next, memory).await
     }
 

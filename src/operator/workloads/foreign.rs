@@ -69,7 +69,7 @@ impl Kind {
 }
 
 pub(super) fn deployment(pool: &PoolView<'_>) -> Result<Owned, Invalid> {
-    let name = object_name(pool);
+    let name = object_name(pool.name);
     let agents = &pool.spec.agents;
     let kind = Kind::of(pool);
     let image = agents.image.as_ref().map_or(kind.image, |image| image.as_str());

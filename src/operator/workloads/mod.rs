@@ -20,7 +20,7 @@ use serde_json::Value;
 
 pub use objects::objects;
 pub use observe::{Fault, Phase, PodProblem, PodView, observe};
-pub use parts::metadata;
+pub use parts::{metadata, object_name};
 pub use pod::{NameSalt, NewPod, pod, pod_name, template_hash};
 
 use crate::crd::{AgentPoolSpec, agents::Agents, common::Span};

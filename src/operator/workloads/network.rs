@@ -112,7 +112,7 @@ pub(super) fn policy(pool: &PoolView<'_>) -> Result<Owned, Invalid> {
             }
         }
     }
-    let name = object_name(pool);
+    let name = object_name(pool.name);
     let manifest = json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

@@ -22,7 +22,7 @@ const DATA_VOLUME: &str = "agent-data";
 const CAPABILITIES: [&str; 3] = ["CHOWN", "DAC_OVERRIDE", "FOWNER"];
 
 pub(super) fn daemon_set(pool: &PoolView<'_>) -> Result<Owned, Invalid> {
-    let name = object_name(pool);
+    let name = object_name(pool.name);
     // The engine mounts job directories by the node's paths: they have to be the container's as well. Each pool has
     // a folder of its own, for several agents may be on one node.
     let data = format!("{AGENT_DATA}/{}/{}", pool.namespace, pool.name);

@@ -23,7 +23,7 @@ pub fn objects(pool: &PoolView<'_>) -> Result<Vec<Owned>, Invalid> {
 
 /// No busy agent is evicted, for draining a node as little as for anything else; idle ones are not in its selector.
 fn disruption_budget(pool: &PoolView<'_>) -> Owned {
-    let name = object_name(pool);
+    let name = object_name(pool.name);
     let manifest = json!({
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",

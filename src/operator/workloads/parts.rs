@@ -18,9 +18,10 @@ pub(super) const TOKEN_VOLUME: &str = "pool-token";
 /// Where users' own parts of Pods come from, for messages.
 const OVERRIDES: &str = "spec.agents.overrides";
 
-/// Name of the objects of which a pool has one.
-pub(super) fn object_name(pool: &PoolView<'_>) -> String {
-    format!("{}-agents", pool.name)
+/// Name of the objects of which a pool has one of a kind.
+#[must_use]
+pub fn object_name(pool: &str) -> String {
+    format!("{pool}-agents")
 }
 
 /// The labels of everything that belongs to a pool.

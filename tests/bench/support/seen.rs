@@ -67,6 +67,18 @@ impl State {
     }
 }
 
+#[derive(Debug, Deserialize)]
+struct List {
+    metadata: ListMeta,
+    items: Vec<Light>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListMeta {
+    resource_version: String,
+}
+
 /// A watch; ends with the value.
 pub struct Seen {
     state: Arc<State>,
@@ -76,28 +88,24 @@ pub struct Seen {
 impl Seen {
     /// Of all objects below `path`, as `/api/v1/namespaces/x/pods`, from now on.
     pub async fn watch(client: &Client, path: &str, wanted: fn(&Light) -> bool) -> anyhow::Result<Self> {
-        let request = Request::new(path);
-        let list: serde_json::Value = client.request(request.list(&ListParams::default().limit(1))?).await?;
-        let version = list["metadata"]["resourceVersion"].as_str().unwrap_or_default();
-        let params = WatchParams::default().timeout(3600).disable_bookmarks();
-        let events = client.request_events::<Light>(request.watch(&params, version)?).await?;
         let state = Arc::new(State::default());
-        let task = {
-            let (state, path) = (state.clone(), path.to_owned());
-            tokio::spawn(async move {
-                let mut events = std::pin::pin!(events);
-                while let Some(event) = events.next().await {
-                    match event {
-                        Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) if wanted(&object) => {
-                            state.first().entry(object.metadata.name).or_insert_with(Instant::now);
-                            state.changed.notify_waiters();
-                        }
-                        Ok(_) => {}
-                        Err(error) => eprintln!("the watch of {path}: {error}"),
+        let mut follower = Follower { client: client.clone(), path: path.to_owned(), wanted, state: state.clone() };
+        let mut version = follower.list().await?;
+        let task = tokio::spawn(async move {
+            // The API server ends the watch of whoever takes too long to read: what happened meanwhile is in a list.
+            loop {
+                if let Err(error) = follower.follow(&version).await {
+                    eprintln!("the watch of {}: {error:#}", follower.path);
+                }
+                match follower.list().await {
+                    Ok(now) => version = now,
+                    Err(error) => {
+                        eprintln!("the list of {}: {error:#}", follower.path);
+                        tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 }
-            })
-        };
+            }
+        });
         Ok(Self { state, task })
     }
 
@@ -131,6 +139,48 @@ impl Seen {
                 bail!("{what} as is waited for after {} s; {} are", patience.as_secs(), self.state.first().len());
             }
         }
+    }
+}
+
+struct Follower {
+    client: Client,
+    path: String,
+    wanted: fn(&Light) -> bool,
+    state: Arc<State>,
+}
+
+impl Follower {
+    fn look(&self, object: Light) -> bool {
+        let wanted = (self.wanted)(&object);
+        if wanted {
+            self.state.first().entry(object.metadata.name).or_insert_with(Instant::now);
+        }
+        wanted
+    }
+
+    /// What is there; the version of all of it.
+    async fn list(&mut self) -> anyhow::Result<String> {
+        let list: List = self.client.request(Request::new(&self.path).list(&ListParams::default())?).await?;
+        for object in list.items {
+            self.look(object);
+        }
+        self.state.changed.notify_waiters();
+        Ok(list.metadata.resource_version)
+    }
+
+    /// Until the watch ends.
+    async fn follow(&mut self, version: &str) -> anyhow::Result<()> {
+        let params = WatchParams::default().timeout(3600).disable_bookmarks();
+        let request = Request::new(&self.path).watch(&params, version)?;
+        let mut events = std::pin::pin!(self.client.request_events::<Light>(request).await?);
+        while let Some(event) = events.next().await {
+            if let WatchEvent::Added(object) | WatchEvent::Modified(object) = event?
+                && self.look(object)
+            {
+                self.state.changed.notify_waiters();
+            }
+        }
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use axum::{
 
 use super::document::Params;
 use crate::{
-    api::iacp::demand::{DemandAgent, FailQueued, FailedJobs, PoolChanges, PoolDemand, RetireToken},
+    api::iacp::demand::{DemandAgent, FailQueued, FailedJobs, PoolChanges, PoolDemand, PoolDemands, RetireToken},
     server::{
         app::App,
         auth::UserAuth,
@@ -22,10 +22,14 @@ use crate::{
     },
 };
 
+/// Pools of one question.
+const MOST_POOLS: usize = 200;
+
 pub(super) fn router() -> Router<App> {
     Router::new()
         .route("/agent-pools/changes", get(changes))
         .route("/agent-pools/{id}/demand", get(of_pool))
+        .route("/agent-pools/demand", get(of_pools))
         .route("/agent-pools/{id}/actions/fail-queued", post(fail_queued))
         .route("/agents/{id}/actions/cordon", post(cordon))
         .route("/agents/{id}/actions/uncordon", post(uncordon))
@@ -58,6 +62,23 @@ async fn of_pool(user: UserAuth, State(app): State<App>, Path(id): Path<String>)
     let mut snapshot = app.store.snapshot().await?;
     let pool = pools::find(&mut snapshot, &user.account_id, &id).await?;
     Ok(Json(demand::of_pool(&app, &mut snapshot, &pool, app.clock.now_ms()).await?))
+}
+
+async fn of_pools(user: UserAuth, State(app): State<App>, params: Params) -> Result<Json<PoolDemands>> {
+    let mut snapshot = app.store.snapshot().await?;
+    let now = app.clock.now_ms();
+    let mut demands = PoolDemands::new();
+    for id in params.0.get("pools").unwrap_or_default().split(',').take(MOST_POOLS) {
+        match pools::find(&mut snapshot, &user.account_id, id).await {
+            Ok(pool) => {
+                let demand = demand::of_pool(&app, &mut snapshot, &pool, now).await?;
+                demands.insert(pool.id, demand);
+            }
+            Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Json(demands))
 }
 
 async fn fail_queued(
