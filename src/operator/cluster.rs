@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{
@@ -311,11 +312,31 @@ impl Cluster {
         uid: Option<&str>,
         resource_version: Option<&str>,
     ) -> Result<()> {
+        self.delete_with::<K>(namespace, name, deletion(uid, resource_version)).await
+    }
+
+    /// Deletes a Pod as it was seen. `grace_seconds`: what its containers get to end, if not what it was made with.
+    ///
+    /// # Errors
+    /// As [`Self::delete`].
+    pub async fn delete_pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        resource_version: &str,
+        grace_seconds: Option<u32>,
+    ) -> Result<()> {
+        let params =
+            DeleteParams { grace_period_seconds: grace_seconds, ..deletion(Some(uid), Some(resource_version)) };
+        self.delete_with::<Pod>(namespace, name, params).await
+    }
+
+    async fn delete_with<K: Object>(&self, namespace: &str, name: &str, params: DeleteParams) -> Result<()> {
         let object = || format!("{} {namespace}/{name}", K::kind(&()));
         if !self.begin("delete", object, || Value::Null)? {
             return Ok(());
         }
-        let params = deletion(uid, resource_version);
         let call = async { self.api::<K>(namespace).delete(name, &params).await.map(drop) };
         gone(within(|| format!("delete {}", object()), call).await)
     }

@@ -85,6 +85,59 @@ async fn only_a_live_token_of_the_same_pool_can_be_a_successor() {
     retire(&test, own["data"]["id"].as_str().unwrap(), &old).await.expect(422);
 }
 
+/// Idle, or in the middle of a job: whoever is cut off is not there any more, and cannot say so itself.
+#[tokio::test]
+async fn agents_of_a_revoked_token_are_offline_at_once_everywhere() {
+    let test = TestApp::new().await;
+    let fixture = test.fixture().await;
+    let pool = fixture.pool.id.to_string();
+    let (id, secret) = token(&test, &pool, None).await;
+    let idle = SimAgent::register(&test, &secret, "idle").await;
+    let busy = SimAgent::register(&test, &secret, "busy").await;
+    let other = SimAgent::register(&test, &fixture.pool_token, "other").await;
+    let run = test.run(&fixture.workspace.id, &fixture.configuration, Default::default()).await;
+    let job = busy.claim().await.unwrap();
+    busy.heartbeat(&[&job]).await;
+    let read = async |path: String| test.get(&format!("{API}{path}")).await.expect(200).json();
+    let counts = async || {
+        let pool = read(format!("/agent-pools/{pool}")).await;
+        let counts = &pool["data"]["attributes"]["agent-counts"];
+        ["idle", "busy", "errored", "offline"].map(|status| counts[status].as_u64().unwrap())
+    };
+    assert_eq!(counts().await, [3, 0, 0, 0]);
+
+    revoke(&test, &id).await;
+    assert_eq!(counts().await, [1, 0, 0, 2]);
+    let demand = read(format!("/agent-pools/{pool}/demand")).await;
+    let seen = |name: &str| {
+        let agents = demand["agents"].as_array().unwrap();
+        let agent = agents.iter().find(|agent| agent["name"] == name).unwrap();
+        (agent["status"].as_str().unwrap(), agent["revoked"].as_bool().unwrap(), agent["jobs"].as_u64().unwrap())
+    };
+    assert_eq!(seen("idle"), ("offline", true, 0));
+    assert_eq!(seen("busy"), ("offline", true, 1), "its lease is not over");
+    assert_eq!(seen("other"), ("idle", false, 0));
+    for (agent, status) in [(&idle, "offline"), (&busy, "offline"), (&other, "idle")] {
+        let shown = read(format!("/agents/{}", agent.registered.agent_id)).await;
+        assert_eq!(shown["data"]["attributes"]["status"], status);
+    }
+
+    // What can be done with those that are gone can be done now: its name be taken, or it be forgotten.
+    let mut heir = registration("idle");
+    heir.instance = "another-instance".to_owned();
+    let body = Body::from(serde_json::to_vec(&heir).unwrap());
+    call(&test, &fixture.pool_token, Method::POST, "register", None, body).await.expect(200);
+    let delete = async |agent: &SimAgent<'_>| {
+        let path = format!("{API}/agents/{}", agent.registered.agent_id);
+        test.request(Method::DELETE, &path, &Value::Null).await
+    };
+    delete(&busy).await.expect(409);
+    test.advance(31);
+    terrapool::server::domain::queue::expire(&test.app).await.unwrap();
+    assert_eq!(test.reread(&run).await.status.as_str(), "plan_queued", "another agent gets the plan");
+    delete(&busy).await.expect(204);
+}
+
 /// A real agent: rotation, end of the overlap and of the token, retirement; then a person revokes.
 #[tokio::test]
 async fn a_real_agent_sees_no_failed_heartbeat_through_a_rotation_and_ends_with_a_revocation() {

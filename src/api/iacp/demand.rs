@@ -78,6 +78,9 @@ pub struct DemandAgent {
     pub draining: bool,
     /// It gets no more jobs until it is uncordoned.
     pub cordoned: bool,
+    /// Its token was revoked: it is cut off for good, and offline though it may have been heard of a moment ago.
+    #[serde(default)]
+    pub revoked: bool,
     /// Of the agent's program.
     pub version: String,
     /// Jobs that it can run at once.

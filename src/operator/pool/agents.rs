@@ -254,7 +254,7 @@ impl Pass<'_> {
         for Removal { name, uid, resource_version, why } in &decision.remove {
             tracing::info!(namespace = self.namespace, pod = name, ?why, "removing a Pod");
             let cluster = &self.common.cluster;
-            cluster.delete::<Pod>(&self.namespace, name, Some(uid), Some(resource_version)).await?;
+            cluster.delete_pod(&self.namespace, name, uid, resource_version, why.grace_seconds()).await?;
         }
         for name in &decision.mark_busy {
             if let Some(pod) = live.iter().find(|pod| pod.name_any() == *name) {

@@ -29,6 +29,8 @@ pub struct PodView {
     /// When its time to end is over, once it is deleted. Milliseconds since 1970.
     pub ends_ms: Option<i64>,
     pub phase: Phase,
+    /// When its agent ended, once it has; a container that goes on may do so for ever. Milliseconds since 1970.
+    pub agent_ended_ms: Option<i64>,
     /// Image of the run container as jobs name it; empty: it serves jobs that name none.
     pub image: String,
     /// Hash of the template that it was made from; empty when the annotation is lost.
@@ -104,13 +106,15 @@ pub fn observe(pod: &Pod) -> PodView {
     };
     let status = pod.status.clone().unwrap_or_default();
     let phase = phase(&status, metadata.deletion_timestamp.is_some());
+    let created_ms = metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_millisecond());
     PodView {
         name: metadata.name.clone().unwrap_or_default(),
         uid: metadata.uid.clone().unwrap_or_default(),
         resource_version: metadata.resource_version.clone().unwrap_or_default(),
-        created_ms: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_millisecond()),
+        created_ms,
         ends_ms: metadata.deletion_timestamp.as_ref().map(|time| time.0.as_millisecond()),
         phase,
+        agent_ended_ms: agent_ended(&status).map(|time| time.unwrap_or(created_ms)),
         image: annotation(mark::RUN_IMAGE).or_else(run_image).unwrap_or_default(),
         template: annotation(mark::TEMPLATE).unwrap_or_default(),
         busy: metadata.labels.as_ref().and_then(|map| map.get(mark::BUSY)).is_some_and(|value| value == "true"),
@@ -127,6 +131,13 @@ fn phase(status: &PodStatus, deleted: bool) -> Phase {
         Some("Running") => Phase::Running,
         _ => Phase::Starting,
     }
+}
+
+/// When the agent's container ended; some runtimes do not know the time.
+fn agent_ended(status: &PodStatus) -> Option<Option<i64>> {
+    let agent = status.container_statuses.iter().flatten().find(|status| status.name == container::AGENT)?;
+    let ended = agent.state.as_ref()?.terminated.as_ref()?;
+    Some(ended.finished_at.as_ref().map(|time| time.0.as_millisecond()))
 }
 
 /// The first thing that is wrong, the more particular first.
@@ -268,6 +279,7 @@ mod tests {
             created_ms: 1_767_225_610_000,
             ends_ms: None,
             phase: Phase::Running,
+            agent_ended_ms: None,
             image: "a:1".into(),
             template: "t".into(),
             busy: true,
@@ -291,6 +303,26 @@ mod tests {
             let pod = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:10Z"}, "status": {"phase": phase}});
             let seen = observe(&serde_json::from_value(pod).unwrap());
             assert_eq!((seen.phase, seen.ends_ms), (wanted, Some(1_767_225_610_000)), "{phase}");
+        }
+    }
+
+    #[test]
+    fn an_agent_that_has_ended_is_noticed_whatever_else_goes_on() {
+        let running = || json!({"running": {"startedAt": "2026-01-01T00:00:11Z"}});
+        let ended = |at: &str| json!({"terminated": {"exitCode": 0, "finishedAt": at}});
+        let table = [
+            (running(), running(), None),
+            (running(), ended("2026-01-01T00:00:20Z"), None),
+            (json!({"waiting": {"reason": "ContainerCreating"}}), running(), None),
+            (ended("2026-01-01T00:00:20Z"), running(), Some(1_767_225_620_000)),
+            (json!({"terminated": {"exitCode": 137}}), running(), Some(1_767_225_610_000)),
+        ];
+        for (agent, run, wanted) in table {
+            let containers = [("agent", &agent), ("run", &run)].map(|(name, state)| {
+                json!({"name": name, "image": "x", "imageID": "", "ready": false, "restartCount": 0, "state": state})
+            });
+            let seen = view(&json!({"phase": "Running", "containerStatuses": containers}));
+            assert_eq!((seen.phase, seen.agent_ended_ms), (Phase::Running, wanted), "{agent} {run}");
         }
     }
 

@@ -26,11 +26,11 @@ pub const CLASS: &str = "Agent";
 /// Longest agent name.
 const MAX_NAME: usize = 128;
 
-/// What an agent is now: what it last said, or offline when it has not been heard of.
+/// What an agent is now: what it last said, or offline when it has not been heard of, or will not be.
 #[must_use]
 pub fn status(agent: &Agent, now: i64, offline_after: Duration) -> AgentStatus {
     let silent = u128::try_from(now - agent.last_seen_at).unwrap_or(0);
-    if silent >= offline_after.as_millis() {
+    if agent.revoked || silent >= offline_after.as_millis() {
         return AgentStatus::Offline;
     }
     match agent.reported_status.as_str() {
@@ -86,6 +86,7 @@ pub async fn register(
         error_message: None,
         draining: false,
         cordoned: false,
+        revoked: false,
         created_at: known.map_or(now, |agent| agent.created_at),
         last_seen_at: now,
     };

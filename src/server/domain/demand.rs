@@ -98,6 +98,7 @@ pub fn view(app: &AppState, jobs: i64, agent: Agent, now: i64) -> DemandAgent {
         error_message: agent.error_message,
         draining: agent.draining,
         cordoned: agent.cordoned,
+        revoked: agent.revoked,
         version: agent.version,
         slots: u32::try_from(agent.slots).unwrap_or(u32::MAX),
         jobs: u32::try_from(jobs).unwrap_or(u32::MAX),

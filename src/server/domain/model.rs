@@ -131,6 +131,8 @@ pub struct Agent {
     pub error_message: Option<String>,
     pub draining: bool,
     pub cordoned: bool,
+    /// Its token was revoked: it may do nothing any more, not even sign off.
+    pub revoked: bool,
     pub created_at: i64,
     pub last_seen_at: i64,
 }

@@ -11,6 +11,16 @@ use crate::{
     server::domain::model::Agent,
 };
 
+/// Agents as they are read, with conditions and order. One without a token is one whose token was revoked.
+macro_rules! read {
+    ($rest:literal) => {
+        sqlx::query(concat!(
+            "SELECT a.*, (SELECT COUNT(*) FROM tokens t WHERE t.agent_id = a.id) AS tokens FROM agents a ",
+            $rest
+        ))
+    };
+}
+
 fn executor(text: &str) -> Option<ExecutorKind> {
     [ExecutorKind::Docker, ExecutorKind::Sidecar, ExecutorKind::Process].into_iter().find(|kind| kind.as_str() == text)
 }
@@ -32,6 +42,7 @@ fn agent(row: &AnyRow) -> Result<Agent> {
         error_message: row.opt_text("error_message")?,
         draining: row.flag("draining")?,
         cordoned: row.flag("cordoned")?,
+        revoked: row.int("tokens")? == 0,
         created_at: row.int("created_at")?,
         last_seen_at: row.int("last_seen_at")?,
     })
@@ -67,31 +78,25 @@ pub async fn upsert(connection: &mut AnyConnection, agent: &Agent) -> Result<()>
 }
 
 pub async fn get(connection: &mut AnyConnection, id: &AgentId) -> Result<Option<Agent>> {
-    let row = sqlx::query("SELECT * FROM agents WHERE id = $1").bind(id.as_str()).fetch_optional(connection).await?;
+    let row = read!("WHERE a.id = $1").bind(id.as_str()).fetch_optional(connection).await?;
     row.as_ref().map(agent).transpose()
 }
 
 pub async fn by_name(connection: &mut AnyConnection, pool: &PoolId, name: &str) -> Result<Option<Agent>> {
-    let row = sqlx::query("SELECT * FROM agents WHERE pool_id = $1 AND name = $2")
-        .bind(pool.as_str())
-        .bind(name)
-        .fetch_optional(connection)
-        .await?;
+    let query = read!("WHERE a.pool_id = $1 AND a.name = $2").bind(pool.as_str()).bind(name);
+    let row = query.fetch_optional(connection).await?;
     row.as_ref().map(agent).transpose()
 }
 
 /// Agents of a pool, by name.
 pub async fn of_pool(connection: &mut AnyConnection, pool: &PoolId) -> Result<Vec<Agent>> {
-    let rows = sqlx::query("SELECT * FROM agents WHERE pool_id = $1 ORDER BY name")
-        .bind(pool.as_str())
-        .fetch_all(connection)
-        .await?;
+    let rows = read!("WHERE a.pool_id = $1 ORDER BY a.name").bind(pool.as_str()).fetch_all(connection).await?;
     rows.iter().map(agent).collect()
 }
 
 /// Agents of all pools, by name.
 pub async fn all(connection: &mut AnyConnection) -> Result<Vec<Agent>> {
-    let rows = sqlx::query("SELECT * FROM agents ORDER BY name, id").fetch_all(connection).await?;
+    let rows = read!("ORDER BY a.name, a.id").fetch_all(connection).await?;
     rows.iter().map(agent).collect()
 }
 

@@ -16,7 +16,10 @@ use crate::{
     crd::{AgentPoolSpec, agents::Agents, common::Span},
     ids::AgentId,
 };
-use world::{State, World};
+use world::{ABANDONED_MS, State, World};
+
+/// What a container gets to end that goes on without its agent. Its Pod's own time is for an agent with a job.
+const ABANDONED_GRACE_SECONDS: u32 = 10;
 
 const DEFAULT_MIN_IDLE: u32 = 1;
 const DEFAULT_MAX_AGENTS: u32 = 20;
@@ -63,6 +66,14 @@ pub struct ScaleDecision {
     pub memory: Memory,
 }
 
+impl ScaleDecision {
+    /// Looks again in `in_ms` at the latest.
+    fn look_in(&mut self, in_ms: i64) {
+        let in_ms = u64::try_from(in_ms).unwrap_or(0).max(1);
+        self.next_ms = Some(self.next_ms.map_or(in_ms, |other| other.min(in_ms)));
+    }
+}
+
 /// A Pod to create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Create {
@@ -93,6 +104,16 @@ pub enum Why {
     NeverRegistered,
     /// The pool is deleted, and the agent's time to finish is over.
     DrainTimeout,
+    /// Its agent has ended, and another container goes on.
+    Abandoned,
+}
+
+impl Why {
+    /// Seconds that its containers get to end; `None`: those that the Pod was made with.
+    #[must_use]
+    pub fn grace_seconds(self) -> Option<u32> {
+        (self == Self::Abandoned).then_some(ABANDONED_GRACE_SECONDS)
+    }
 }
 
 /// Jobs of the queue that need `image`.
@@ -144,7 +165,7 @@ pub fn decide(input: &ScaleInput<'_>) -> ScaleDecision {
     let mut memory = input.memory.clone();
     let world = World::new(input, &mut memory);
     let mut decision = ScaleDecision::default();
-    tidy(&world, input.demand.is_some(), &mut decision);
+    tidy(input, &world, &mut decision);
     if let Some(deleted_ms) = input.deleted_ms {
         ending(input, &world, deleted_ms, &mut decision);
     } else {
@@ -160,12 +181,18 @@ fn removal(pod: &PodView, why: Why) -> Removal {
     Removal { name: name.clone(), uid: uid.clone(), resource_version: resource_version.clone(), why }
 }
 
-/// What is right whatever is wanted: ended Pods go, cordoned idle ones too, busy ones are marked.
-fn tidy(world: &World<'_>, known: bool, decision: &mut ScaleDecision) {
+/// What is right whatever is wanted: ended and abandoned Pods go, cordoned idle ones too, busy ones are marked.
+fn tidy(input: &ScaleInput<'_>, world: &World<'_>, decision: &mut ScaleDecision) {
+    let known = input.demand.is_some();
     for seen in &world.pods {
+        let until_abandoned_ms = seen.pod.agent_ended_ms.map(|ended_ms| ended_ms + ABANDONED_MS - input.now_ms);
+        if let Some(in_ms) = until_abandoned_ms.filter(|in_ms| *in_ms > 0 && seen.state != State::Finished) {
+            decision.look_in(in_ms);
+        }
         match seen.state {
             // Somebody has removed it already when its time is set.
             State::Finished if seen.pod.ends_ms.is_none() => decision.remove.push(removal(seen.pod, Why::Finished)),
+            State::Abandoned => decision.remove.push(removal(seen.pod, Why::Abandoned)),
             State::Cordoned if known => decision.remove.push(removal(seen.pod, Why::Cordoned)),
             State::Busy if known && !seen.pod.busy => decision.mark_busy.push(seen.pod.name.clone()),
             _ => {}
@@ -191,14 +218,19 @@ fn ending(input: &ScaleInput<'_>, world: &World<'_>, deleted_ms: i64, decision: 
         }
     }
     if left_ms > 0 && world.count(|seen| seen.state == State::Busy) > 0 {
-        decision.next_ms = u64::try_from(left_ms).ok();
+        decision.look_in(left_ms);
     }
 }
 
 /// Counts the Pods that were of no use, and notes those that were.
 fn remember(input: &ScaleInput<'_>, world: &World<'_>, memory: &mut Memory) {
     let useless = world.pods.iter().filter(|seen| {
-        let failed = seen.state == State::Finished && seen.pod.phase == Phase::Failed && !seen.pod.busy;
+        let ended = match seen.state {
+            State::Finished => seen.pod.phase == Phase::Failed,
+            State::Abandoned => seen.pod.problem.is_some(),
+            _ => false,
+        };
+        let failed = ended && !seen.pod.busy;
         seen.current && (failed || plan::is_given_up(input, world, seen))
     });
     let described = useless.map(|seen| (seen.pod.uid.clone(), plan::problem_text(seen.pod)));

@@ -6,7 +6,7 @@ use super::{
     Create, FailImage, Limit, Memory, Numbers, ScaleDecision, ScaleInput, Why,
     memory::Pause,
     removal,
-    world::{LOST_SECONDS, Seen, State, World},
+    world::{LOST_SECONDS, Seen, State, World, silent_seconds},
 };
 use crate::{
     api::agent::AgentStatus,
@@ -133,8 +133,7 @@ fn concerns_one_image(pod: &PodView) -> bool {
 impl<'a> Plan<'_, 'a> {
     /// Looks again at `at_ms`, if nothing happens before.
     fn look_at(&mut self, at_ms: i64) {
-        let in_ms = u64::try_from(at_ms - self.input.now_ms).unwrap_or(0).max(1);
-        self.decision.next_ms = Some(self.decision.next_ms.map_or(in_ms, |other| other.min(in_ms)));
+        self.decision.look_in(at_ms - self.input.now_ms);
     }
 
     /// Creates what is missing and may be created. Returns what stays missing for want of a place.
@@ -212,7 +211,7 @@ impl<'a> Plan<'_, 'a> {
         let now_ms = self.input.now_ms;
         for seen in self.world.pods.iter().filter(|seen| seen.current && seen.state == State::Lost) {
             let Some(agent) = seen.agent else { continue };
-            let silent_ms = agent.seen_seconds_ago.saturating_mul(1000);
+            let silent_ms = silent_seconds(agent).saturating_mul(1000);
             let age_ms = now_ms - seen.pod.created_ms;
             let errored = agent.status == AgentStatus::Errored;
             let wait_ms = LOST_SECONDS * 1000 - if errored { age_ms } else { silent_ms };
@@ -338,7 +337,7 @@ impl<'a> Plan<'_, 'a> {
 /// Pods that give their places free soon, without being asked again.
 fn leaving(world: &World<'_>) -> u32 {
     world.count(|seen| match seen.state {
-        State::Cordoned | State::Finishing => true,
+        State::Cordoned | State::Finishing | State::Abandoned => true,
         State::Ending => seen.agent.is_none_or(|agent| agent.jobs == 0),
         _ => false,
     })

@@ -12,6 +12,10 @@ use crate::{
 pub(super) const LOST_SECONDS: i64 = 120;
 /// A deleted Pod whose time to end was over so long ago is on a node that is gone.
 const OVERDUE_MS: i64 = 60_000;
+/// After its agent has ended, what is left of a Pod has so long to end by itself: the runner interrupts its stage within
+/// seconds. With [`super::ABANDONED_GRACE_SECONDS`] it is the time after which the job's lease is over and others may do
+/// its work: then nothing of it may go on.
+pub(super) const ABANDONED_MS: i64 = 20_000;
 /// Jobs that wait longer are not helped by agents that somebody else runs, idle as they may look.
 const FOREIGN_PATIENCE_SECONDS: i64 = 15;
 
@@ -20,6 +24,8 @@ const FOREIGN_PATIENCE_SECONDS: i64 = 15;
 pub(super) enum State {
     /// Ended, to be removed.
     Finished,
+    /// Its agent ended a while ago, and another container goes on: nobody hears of it any more, and it holds its place.
+    Abandoned,
     /// Removed already; its time may not be over.
     Ending,
     /// Its agent has a job.
@@ -52,7 +58,7 @@ impl Seen<'_> {
     /// It does a job, or would.
     pub(super) fn is_capacity(&self) -> bool {
         matches!(self.state, State::Idle | State::Starting)
-            || self.state == State::Lost && self.agent.is_some_and(|agent| agent.seen_seconds_ago < LOST_SECONDS)
+            || self.state == State::Lost && self.agent.is_some_and(|agent| silent_seconds(agent) < LOST_SECONDS)
     }
 
     /// It takes one of the pool's places.
@@ -101,7 +107,7 @@ impl<'a> World<'a> {
                 memory.registered.insert(pod.name.clone(), pod.uid.clone());
             }
             let came = memory.registered.get(&pod.name) == Some(&pod.uid);
-            let state = state(pod, agent, came, input.demand.is_some());
+            let state = state(pod, agent, came, input);
             pods.push(Seen { pod, agent, state, current: pod.template == input.template });
         }
         let uids: BTreeSet<&str> = input.pods.iter().map(|pod| pod.uid.as_str()).collect();
@@ -142,15 +148,33 @@ impl<'a> World<'a> {
     }
 }
 
+/// Since it was heard of; one that was cut off will not be heard of again.
+pub(super) fn silent_seconds(agent: &DemandAgent) -> i64 {
+    if agent.revoked { LOST_SECONDS } else { agent.seen_seconds_ago }
+}
+
 fn takes_jobs(agent: &DemandAgent) -> bool {
     matches!(agent.status, AgentStatus::Idle | AgentStatus::Busy) && !agent.cordoned && !agent.draining
 }
 
-fn state(pod: &PodView, agent: Option<&DemandAgent>, came: bool, known: bool) -> State {
+/// The Pod has been without its agent for too long, and will not end by itself in the time that it would get now.
+fn is_abandoned(pod: &PodView, now_ms: i64) -> bool {
+    let soon = |ends_ms: i64| ends_ms <= now_ms + i64::from(super::ABANDONED_GRACE_SECONDS) * 1000;
+    pod.agent_ended_ms.is_some_and(|ended_ms| now_ms - ended_ms >= ABANDONED_MS) && !pod.ends_ms.is_some_and(soon)
+}
+
+fn state(pod: &PodView, agent: Option<&DemandAgent>, came: bool, input: &ScaleInput<'_>) -> State {
+    let known = input.demand.is_some();
     match pod.phase {
         Phase::Succeeded | Phase::Failed => return State::Finished,
+        _ if is_abandoned(pod, input.now_ms) => return State::Abandoned,
         Phase::Ending => return State::Ending,
         Phase::Starting | Phase::Running => {}
+    }
+    if pod.agent_ended_ms.is_some() {
+        // Whatever the control plane still says of its agent.
+        let useless = pod.problem.is_some() && !(came || pod.busy);
+        return if useless { State::Broken } else { State::Finishing };
     }
     let Some(agent) = agent else {
         return match (&pod.problem, known) {

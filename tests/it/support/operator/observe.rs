@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use secrecy::SecretString;
 use serde_json::Value;
-use sqlx::Row;
 use terrapool::{
+    api::agent::AgentStatus,
     crd::names::POOL_LABEL,
-    server::{domain::access, store},
+    server::{
+        domain::{access, agents},
+        store,
+    },
 };
 
 use super::{
@@ -27,7 +30,7 @@ pub struct RemotePool {
     pub external_id: Option<String>,
     /// Ids of tokens that can be used.
     pub tokens: Vec<String>,
-    /// Names of agents.
+    /// Names of agents that it takes for being there.
     pub agents: Vec<String>,
 }
 
@@ -77,9 +80,6 @@ pub async fn observe(stage: &Stage) -> Observation {
     let now = app.app.clock.now_ms();
     let mut connection = app.app.store.read().await.unwrap();
     let uids: BTreeSet<String> = stage.mirror.histories().keys().filter_map(uid).collect();
-    let valid =
-        sqlx::query("SELECT agent_id FROM tokens WHERE kind = 'agent'").fetch_all(&mut *connection).await.unwrap();
-    let valid: BTreeSet<String> = valid.iter().map(|row| row.get("agent_id")).collect();
     let mut pools = Vec::new();
     for pool in store::pools::of_account(&mut connection, &app.account).await.unwrap() {
         let ours = pool.name.starts_with(&format!("{}-", stage.space.name));
@@ -90,8 +90,8 @@ pub async fn observe(stage: &Stage) -> Observation {
         let tokens = store::tokens::of_pool(&mut connection, &pool.id).await.unwrap();
         let tokens = tokens.iter().filter(|token| access::is_valid(token, now)).map(|token| token.id.to_string());
         let mut agents = store::agents::of_pool(&mut connection, &pool.id).await.unwrap();
-        // One whose token was revoked cannot sign off.
-        agents.retain(|agent| valid.contains(agent.id.as_str()));
+        let offline_after = app.app.policy.offline_after;
+        agents.retain(|agent| agents::status(agent, now, offline_after) != AgentStatus::Offline);
         pools.push(RemotePool {
             id: pool.id.to_string(),
             name: pool.name,

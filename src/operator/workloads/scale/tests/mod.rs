@@ -28,6 +28,7 @@ pub(super) fn agent(name: &str, jobs: u32) -> DemandAgent {
         error_message: None,
         draining: false,
         cordoned: false,
+        revoked: false,
         version: "0.1.0".to_owned(),
         slots: 1,
         jobs,
@@ -43,6 +44,7 @@ pub(super) fn pod_view(name: &str, created_ms: i64) -> PodView {
         created_ms,
         ends_ms: None,
         phase: Phase::Running,
+        agent_ended_ms: None,
         image: String::new(),
         template: "t".to_owned(),
         busy: false,
@@ -98,6 +100,10 @@ impl Case {
             "cordoned" | "cordoned-busy" => own.cordoned = true,
             "draining" => own.draining = true,
             "lost" => (own.status, own.seen_seconds_ago) = (AgentStatus::Offline, age_seconds),
+            "revoked" | "revoked-busy" => (own.status, own.revoked) = (AgentStatus::Offline, true),
+            // Its agent ended in this moment, or so long ago that the rest of the Pod should have.
+            "left" | "left-busy" => pod.agent_ended_ms = Some(NOW - 5_000),
+            "abandoned" | "abandoned-busy" => pod.agent_ended_ms = Some(NOW - 25_000),
             "errored" => own.status = AgentStatus::Errored,
             "ending" | "ending-busy" => (pod.phase, pod.ends_ms) = (Phase::Ending, Some(NOW + 1000)),
             "foreign" => {
@@ -119,6 +125,21 @@ impl Case {
                     "broken" => (pod.phase, pod.problem) = (Phase::Starting, no_image(true, true)),
                     "unreachable" => (pod.phase, pod.problem) = (Phase::Starting, no_image(true, false)),
                     "agentless" => (pod.phase, pod.problem) = (Phase::Starting, no_image(false, true)),
+                    "crashed" | "crashed-before" => {
+                        pod.agent_ended_ms = Some(NOW - if state == "crashed" { 5_000 } else { 25_000 });
+                        let message = "container agent ended with exit code 1".to_owned();
+                        pod.problem = no_image(false, false).map(|problem| PodProblem {
+                            fault: Fault::Exited,
+                            message,
+                            image: None,
+                            ..problem
+                        });
+                    }
+                    "ending-long" | "ending-soon" => {
+                        pod.phase = Phase::Ending;
+                        pod.ends_ms = Some(NOW + if state == "ending-long" { 600_000 } else { 9_000 });
+                        pod.agent_ended_ms = Some(NOW - 25_000);
+                    }
                     "done" => pod.phase = Phase::Succeeded,
                     "failed" => pod.phase = Phase::Failed,
                     "removed" => (pod.phase, pod.ends_ms) = (Phase::Succeeded, Some(NOW)),
@@ -225,6 +246,17 @@ fn decisions_follow_from_what_is_there() {
         ("but not longer", one(), "a:lost/130", "", "+1; cordon a; =1"),
         ("an agent may have an error for a while", one(), "a:errored/100", "", "=1"),
         ("but no longer", one(), "a:errored/130", "", "cordon a; =1"),
+        ("a revoked agent is replaced at once", one(), "a:revoked", "", "+1; cordon a; =1"),
+        ("unless it has a job, until its lease is over", one(), "a:revoked-busy*", "", "+1; =2"),
+        ("a Pod that its agent has left is none", one(), "a:left", "", "+1; =1"),
+        ("whatever the control plane says of its agent", one(), "a:left-busy*", "", "+1; =1"),
+        ("it takes its place", most(1), "a:left-busy*", "", "=1"),
+        ("but not for ever", most(1), "a:abandoned-busy*", "", "remove a:Abandoned; =1"),
+        ("nor when it was idle", one(), "a:abandoned", "", "+1; remove a:Abandoned; =1"),
+        ("nor when somebody gave it time that it has no use for", one(), "a:ending-long", "", "+1; remove a:Abandoned; =1"),
+        ("unless it ends soon anyway", one(), "a:ending-soon", "", "+1; =1"),
+        ("an agent that crashes at once is no reason to try again at once", one(), "a:crashed", "", "=1; !InvalidSpec"),
+        ("but it is tried again", one(), "a:crashed-before", "", "remove a:Abandoned; =1"),
         ("agents of others take jobs", one(), "a:idle f:foreign", "1", "=1"),
         ("as many as they can", one(), "a:idle f:foreign", "3", "+2; =3"),
         ("unless they leave them alone", one(), "a:idle f:foreign", "1@/20", "+1; =2"),
@@ -282,23 +314,27 @@ fn the_next_look_is_when_something_may_change() {
     assert_eq!(look("a:idle b:idle", &json!({"scaleDown": {"stabilization": "90s"}})), Some(90_000));
     assert_eq!(look("a:failed", &json!({})), Some(1_000));
     assert_eq!(look("a:lost/100", &json!({})), Some(20_000));
+    assert_eq!(look("a:left b:idle", &json!({})), Some(15_000));
+    assert_eq!(look("a:abandoned b:idle", &json!({})), None);
+    assert_eq!(look("a:ending-soon b:idle", &json!({})), None);
     assert_eq!(look("a:idle b:broken/10", &json!({"minIdle": 2})), Some(50_000));
 }
 
 #[test]
 fn a_deleted_pool_lets_busy_agents_finish() {
     let spec = spec(&json!({"agents": {"drainTimeout": "10m"}}));
-    let world = "a:idle b:busy* c:starting d:cordoned e:done f:cordoned-busy* g:lost";
+    let world = "a:idle b:busy* c:starting d:cordoned e:done f:cordoned-busy* g:lost h:left-busy* i:abandoned-busy*";
     let case = case(world, "5");
     let decision = case.decide(&spec, Some(&case.demand), Some(NOW - 60_000));
-    let wanted = "cordon a,b,g; remove c:NeverRegistered,d:Cordoned,e:Finished; =2";
+    let wanted = "cordon a,b,g; remove c:NeverRegistered,d:Cordoned,e:Finished,i:Abandoned; =2";
     assert_eq!(shown(&decision), wanted);
-    assert_eq!(decision.next_ms, Some(540_000));
+    assert_eq!(decision.next_ms, Some(15_000));
     let decision = case.decide(&spec, Some(&case.demand), Some(NOW - 600_000));
-    let wanted = "cordon a,g; remove b:DrainTimeout,c:NeverRegistered,d:Cordoned,e:Finished,f:DrainTimeout; =2";
+    let wanted =
+        "cordon a,g; remove b:DrainTimeout,c:NeverRegistered,d:Cordoned,e:Finished,f:DrainTimeout,i:Abandoned; =2";
     assert_eq!(shown(&decision), wanted);
     let decision = case.decide(&spec, None, Some(NOW - 600_000));
-    assert_eq!(shown(&decision), "remove e:Finished; =2", "nobody knows who is busy");
+    assert_eq!(shown(&decision), "remove e:Finished,i:Abandoned; =2", "nobody knows who is busy");
 }
 
 #[test]
@@ -310,6 +346,8 @@ fn without_an_answer_of_the_control_plane_nothing_that_lives_is_removed() {
         ("a:done", "+1; remove a:Finished; =1"),
         ("a:busy*", "+1; =2"),
         ("a:finishing", "=1"),
+        ("a:left", "+1; =1"),
+        ("a:abandoned", "+1; remove a:Abandoned; =1"),
         ("a:broken b:broken", "=1; !ImagePullFailed"),
     ];
     for (world, wanted) in table {

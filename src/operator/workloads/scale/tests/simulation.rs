@@ -223,7 +223,7 @@ impl Sim {
                 Why::Finished => assert!(matches!(self.phase(&removal.name), Phase::Succeeded | Phase::Failed)),
                 Why::Cordoned => assert!(agent.unwrap().cordoned),
                 Why::NeverRegistered => assert!(agent.is_none()),
-                Why::DrainTimeout => panic!("{removal:?}"),
+                Why::DrainTimeout | Why::Abandoned => panic!("{removal:?}"),
             }
             assert!(known || removal.why == Why::Finished, "{removal:?}");
         }
