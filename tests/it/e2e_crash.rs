@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::e2e::{World, condition, install::NAMESPACE, is_ready, program::Operators};
+use crate::support::e2e::{World, condition, install::NAMESPACE, is_ready, program::Operators, small};
 
 const POOLS: usize = 4;
 
@@ -15,10 +15,6 @@ resource "terraform_data" "slow" {
   }
 }
 "#;
-
-fn small() -> Value {
-    json!({"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}})
-}
 
 /// Lets the operator come so far, a little further each time, and no further.
 async fn kill_after(world: &World, millis: u64) {
@@ -102,13 +98,131 @@ async fn an_operator_killed_in_the_middle_of_anything_leaves_nothing_undone_and_
     world.kubectl().run(&["delete", "agentpools,workspacelinks", "--all", "--wait=false"]);
     kill_after(&world, 30).await;
     kill_after(&world, 300).await;
-    world
-        .until("nothing is left in the cluster", async || {
-            let left = world.ours().await;
-            if left.is_empty() { Ok(()) } else { Err(left) }
-        })
-        .await;
-    assert_eq!(world.remote_pools().await, Vec::<Value>::new());
+    world.nothing_is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_killed_under_a_quota_keeps_to_it_and_uses_all_of_it() {
+    let world = World::restricted().await;
+    world.allow_pods(2).await;
+    let agents = json!({"minIdle": 3, "maxAgents": 4, "scaleDown": {"stabilization": "3s"}, "resources": small()});
+    world.apply_pool("limited", &json!({"agents": agents, "runs": {"resources": small()}}));
+    world.pods_become("limited", "the first one is made", |pods| !pods.is_empty()).await;
+    world.kill_operator().await;
+    let says_so = async || {
+        world
+            .until("the quota is told of", async || {
+                let pool = world.pool("limited").await;
+                let limited = condition(&pool, "ScalingLimited");
+                if limited["reason"] == "QuotaExceeded" { Ok(()) } else { Err(pool["status"].clone()) }
+            })
+            .await;
+    };
+    let two = |pods: &[Value]| pods.len() == 2 && pods.iter().all(is_ready);
+    says_so().await;
+    world.pods_become("limited", "as many as there may be", two).await;
+
+    // A run takes a place, and its Pod's place is taken again.
+    let workspace = world.make_workspace("app").await;
+    world.apply_link("app", "limited");
+    let configuration = world.upload(&workspace, CONFIGURATION).await;
+    world.link_becomes("app", "Ready", "True").await;
+    let refused = world.calls("create", "pods", 403);
+    let run = world.queue(&workspace, &configuration).await;
+    world.run_becomes(&run, "applying").await;
+    world.kill_operator().await;
+    world.run_becomes(&run, "applied").await;
+    world.pods_become("limited", "as many again", two).await;
+    says_so().await;
+    // One try of each operator, and of this one whenever a place may have become free.
+    assert!(world.calls("create", "pods", 403) <= refused + 10, "Pods are tried again and again");
+
+    world.allow_all_pods();
+    world.kill_operator().await;
+    let three = |pods: &[Value]| pods.len() == 3 && pods.iter().all(is_ready);
+    world.pods_become("limited", "as many as wanted", three).await;
+    assert_eq!(world.remote_pools().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_image_cannot_be_pulled_fails_once_and_says_why_though_the_operator_is_killed() {
+    let world = World::restricted().await;
+    let image = format!("{}/team/terraform:1", world.empty_registry());
+    world.apply_pool("broken", &json!({"agents": {"minIdle": 0, "resources": small()}, "runs": {"image": image}}));
+    let workspace = world.make_workspace("stuck").await;
+    world.apply_link("stuck", "broken");
+    let configuration = world.upload(&workspace, CONFIGURATION).await;
+    world.link_becomes("stuck", "Ready", "True").await;
+    let waits = |pod: &Value| pod.pointer("/status/containerStatuses/1/state/waiting/reason").cloned();
+    for (when, late) in [("its Pod is there", false), ("its Pod cannot start", true)] {
+        let run = world.queue(&workspace, &configuration).await;
+        let refused = |pod: &Value| matches!(waits(pod).as_ref().and_then(Value::as_str), Some("ErrImagePull"));
+        world
+            .until(when, async || {
+                let pods = world.pods("broken").await;
+                let ended = world.run(&run).await["attributes"]["status"] == "errored";
+                if ended || pods.iter().any(|pod| !late || refused(pod)) { Ok(()) } else { Err(pods) }
+            })
+            .await;
+        world.kill_operator().await;
+        let run = world.run_becomes(&run, "errored").await;
+        let (log, complete) = world.admin.log(&run, "plan").await;
+        let log = String::from_utf8_lossy(&log);
+        assert!(complete, "{log}");
+        assert_eq!(log.matches(&format!("The run image {image} cannot be pulled")).count(), 1, "{log}");
+        world.admin.is_unlocked(&workspace).await;
+        world.pods_become("broken", "nobody waits for one", |pods| pods.is_empty()).await;
+    }
+    let newest = world.admin.get(&format!("/api/v2/workspaces/{workspace}/runs")).await;
+    assert_eq!(newest["data"].as_array().unwrap().len(), 2, "a run was made twice: {newest}");
+
+    // Corrected, the pool works.
+    world.apply_pool("broken", &json!({"agents": {"minIdle": 0, "resources": small()}}));
+    let run = world.queue(&workspace, &configuration).await;
+    world.run_becomes(&run, "applied").await;
+}
+
+/// Foreign agents, as somebody else may have them: ours, with the runs as its own children.
+fn foreign() -> Value {
+    let args = ["agent", "run", "--executor=process", "--data=/var/lib/terrapool-agent"];
+    let container = json!({"name": "agent", "args": args});
+    json!({
+        "mode": "Deployment", "image": "terrapool:test", "replicas": 1, "resources": small(),
+        "overrides": {"spec": {"containers": [container]}},
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_killed_while_agents_are_scaled_by_hand_ends_at_the_number() {
+    let world = World::restricted().await;
+    let spec = json!({"agents": {"replicas": 1, "resources": small()}, "runs": {"resources": small()}});
+    world.apply_pool("fixed", &spec);
+    world.apply_pool("foreign", &json!({"agents": foreign()}));
+    for (step, number) in [3, 1, 0, 2].into_iter().enumerate() {
+        let replicas = format!("--replicas={number}");
+        world.kubectl().run(&["scale", "agentpool/fixed", "agentpool/foreign", &replicas]);
+        kill_after(&world, 60 * step as u64).await;
+        for pool in ["fixed", "foreign"] {
+            let wanted = |pods: &[Value]| pods.len() == number && pods.iter().all(is_ready);
+            world.pods_become(pool, &format!("{number}, as was said"), wanted).await;
+            let id = world.pool(pool).await["status"]["poolID"].as_str().unwrap().to_owned();
+            world
+                .until(&format!("{number} agents of {pool} are there, and the pool says so"), async || {
+                    let path =
+                        format!("/apis/terrapool.dev/v1alpha1/namespaces/{}/agentpools/{pool}/scale", world.name());
+                    let scale = world.read(&path).await;
+                    let agents = world.remote_agents(&id).await;
+                    let working = agents.iter().filter(|agent| agent["attributes"]["status"] == "idle").count();
+                    let said = |part: &str| scale[part]["replicas"].as_u64().unwrap_or(0) == number as u64;
+                    let said = said("spec") && said("status");
+                    if said && working == number { Ok(()) } else { Err((scale, agents)) }
+                })
+                .await;
+        }
+    }
+    assert_eq!(world.remote_pools().await.len(), 2);
+    world.kubectl().run(&["delete", "agentpools", "--all", "--wait=false"]);
+    world.nothing_is_left().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -82,13 +82,7 @@ async fn the_examples_run_terraform_in_a_pod_on_a_labelled_node_and_leave_nothin
     let pool_id = world.pool(pool_name).await["status"]["poolID"].as_str().unwrap().to_owned();
     kubectl.run(&["delete", "workspacelink", workspace]);
     kubectl.run(&["wait", "--for=delete", "agentpool/private-network", "--timeout=60s"]);
-    world
-        .until("nothing is left in the cluster", async || {
-            let left = world.ours().await;
-            if left.is_empty() { Ok(()) } else { Err(left) }
-        })
-        .await;
-    assert_eq!(world.remote_pools().await, Vec::<Value>::new());
+    world.nothing_is_left().await;
     assert_eq!(world.remote_agents(&pool_id).await, Vec::<Value>::new());
 }
 

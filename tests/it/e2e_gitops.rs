@@ -2,30 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{
-    app::ADMIN_TOKEN,
-    e2e::{World, install::NAMESPACE, is_ready, name},
-};
+use crate::support::e2e::{World, is_ready, name, scenery::control_plane};
 
 const MANAGER: &str = "--field-manager=gitops";
-
-/// The control plane as somebody names it who may not rely on the operator's settings.
-fn control_plane() -> Value {
-    json!({
-        "url": format!("https://terrapool.{NAMESPACE}.svc"),
-        "tokenSecretRef": {"name": "control-plane", "key": "token"},
-        "caConfigMapRef": {"name": "control-plane", "key": "ca.crt"},
-    })
-}
-
-/// What that refers to.
-fn credentials(world: &World) -> String {
-    let meta = json!({"name": "control-plane"});
-    let ca = std::fs::read_to_string(world.installation.ca_file()).unwrap();
-    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"token": ADMIN_TOKEN}});
-    let ca = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"ca.crt": ca}});
-    json!({"apiVersion": "v1", "kind": "List", "items": [secret, ca]}).to_string()
-}
 
 fn manifests(world: &World, min_idle: u32) -> String {
     let labels = json!({"app.kubernetes.io/managed-by": "gitops", "team": "network"});
@@ -76,7 +55,7 @@ async fn becomes_again(world: &World, path: &str, what: &str, wanted: impl Fn(&V
 async fn what_another_field_manager_applied_is_left_to_it_and_drift_of_ours_is_repaired() {
     let world = World::restricted().await;
     world.make_workspace("app").await;
-    apply(&world, &credentials(&world));
+    world.apply_credentials();
     let wanted = manifests(&world, 1);
     apply(&world, &wanted);
     world.pool_becomes("kept", "Ready", "True").await;
@@ -135,13 +114,7 @@ async fn what_another_field_manager_applied_is_left_to_it_and_drift_of_ours_is_r
         "--selector=app.kubernetes.io/managed-by=gitops",
         "--timeout=90s",
     ]);
-    world
-        .until("nothing is left in the cluster", async || {
-            let left = world.ours().await;
-            if left.is_empty() { Ok(()) } else { Err(left) }
-        })
-        .await;
-    assert_eq!(world.remote_pools().await, Vec::<Value>::new());
+    world.nothing_is_left().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,16 +141,6 @@ async fn a_change_of_mode_leaves_nothing_of_the_former_one() {
             "spec": {"name": format!("{}-moody", world.name()), "agents": agents},
         });
         apply(&world, &manifest.to_string());
-        world
-            .until(&format!("only {there:?} is there"), async || {
-                let mut ours = world.ours().await;
-                // The pool itself, its Secret, and what is a Deployment's affair.
-                let others = ["agentpools/", "secrets/", "replicasets/"];
-                ours.retain(|object| !others.iter().any(|kind| object.starts_with(kind)));
-                let wanted =
-                    ours.len() == there.len() && there.iter().all(|object| ours.iter().any(|found| found == object));
-                if wanted { Ok(()) } else { Err(ours) }
-            })
-            .await;
+        world.owned_become(&there).await;
     }
 }

@@ -8,32 +8,10 @@ const CONFIGURATION: &str = r#"
 resource "terraform_data" "one" {}
 "#;
 
-/// A registry that has no image, on this machine's own address: the one that runtimes talk plain HTTP to.
-async fn empty_registry(world: &World) -> String {
-    let container = json!({
-        "name": "registry", "image": "terraform:test", "imagePullPolicy": "IfNotPresent",
-        "command": ["httpd", "-f", "-p", "5000", "-h", "/home/nonroot"],
-        "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
-    });
-    let security = json!({"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}});
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "registry", "labels": {"app": "registry"}},
-        "spec": {"containers": [container], "securityContext": security, "automountServiceAccountToken": false},
-    });
-    let service = json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "registry"},
-        "spec": {"type": "NodePort", "selector": {"app": "registry"}, "ports": [{"port": 5000}]},
-    });
-    world.kubectl().apply(&json!({"apiVersion": "v1", "kind": "List", "items": [pod, service]}).to_string());
-    world.kubectl().run(&["wait", "--for=condition=Ready", "pod/registry", "--timeout=60s"]);
-    let service = world.kubectl().get(&["service", "registry"]);
-    format!("localhost:{}", service["spec"]["ports"][0]["nodePort"])
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_whose_image_cannot_be_pulled_fails_at_once_and_says_why() {
     let world = World::restricted().await;
-    let image = format!("{}/team/terraform:1", empty_registry(&world).await);
+    let image = format!("{}/team/terraform:1", world.empty_registry());
     world.apply_pool("broken", &json!({"agents": {"minIdle": 0}, "runs": {"image": image}}));
     world.apply_pool("sound", &json!({"agents": {"minIdle": 1}}));
     world.apply_link("stuck", "broken");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use crate::support::e2e::{World, condition, is_ready, name};
+use crate::support::e2e::{World, condition, is_ready, name, small};
 
 const RUNS: usize = 10;
 
@@ -16,11 +16,6 @@ resource "terraform_data" "slow" {
   }
 }
 "#;
-
-/// Requests that let many Pods fit on a small machine.
-fn small() -> serde_json::Value {
-    json!({"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}})
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_queued_runs_bring_ten_agents_and_then_none_is_left() {
@@ -106,16 +101,7 @@ async fn kubectl_scale_sets_the_number_of_agents() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quota_limits_the_agents_says_so_and_is_no_reason_to_hammer_the_cluster() {
     let world = World::restricted().await;
-    let quota = json!({
-        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": {"pods": "1"}},
-    });
-    world.kubectl().apply(&quota.to_string());
-    world
-        .until("the quota is counted", async || {
-            let quota = world.read(&format!("/api/v1/namespaces/{}/resourcequotas/few", world.name())).await;
-            if quota["status"]["hard"]["pods"] == "1" { Ok(()) } else { Err(quota["status"].clone()) }
-        })
-        .await;
+    world.allow_pods(1).await;
     world.apply_pool("limited", &json!({"agents": {"minIdle": 3, "resources": small()}}));
     let pool = world.pool_becomes("limited", "ScalingLimited", "True").await;
     let limited = condition(&pool, "ScalingLimited");
@@ -126,7 +112,7 @@ async fn a_quota_limits_the_agents_says_so_and_is_no_reason_to_hammer_the_cluste
     world.pool_becomes("limited", "Ready", "True").await;
     assert!(world.calls("create", "pods", 403) <= 10, "Pods are tried again and again");
 
-    world.kubectl().run(&["delete", "resourcequota", "few"]);
+    world.allow_all_pods();
     world.pods_become("limited", "all are there", |pods| pods.len() == 3 && pods.iter().all(is_ready)).await;
     world
         .until("nothing limits any more", async || {

@@ -34,6 +34,7 @@ mod e2e_crash;
 mod e2e_drain;
 mod e2e_flow;
 mod e2e_gitops;
+mod e2e_hostile;
 mod e2e_images;
 mod e2e_latency;
 mod e2e_plan;

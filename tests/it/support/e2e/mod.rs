@@ -4,8 +4,10 @@
 pub mod audit;
 pub mod install;
 mod manifests;
+pub mod narrow;
 pub mod program;
 mod runs;
+pub mod scenery;
 
 use std::{
     fmt::Debug,
@@ -16,6 +18,7 @@ use std::{
 use axum::http::Request;
 use serde_json::{Value, json};
 use terrapool::operator::cluster::connect;
+use tokio::sync::{Mutex, MutexGuard};
 
 use self::install::{Installation, TEST_LABEL, installation, log};
 use super::{
@@ -31,6 +34,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 static MADE: AtomicUsize = AtomicUsize::new(0);
 static LIVING: AtomicUsize = AtomicUsize::new(0);
+/// Those of them that wait for the others to end, or have.
+static ALONE: AtomicUsize = AtomicUsize::new(0);
+static TURN: Mutex<()> = Mutex::const_new(());
 
 /// What one test has. On a failure it prints what there is; at its end the namespace goes.
 pub struct World {
@@ -61,13 +67,15 @@ impl World {
         MADE.load(Ordering::SeqCst)
     }
 
-    /// Waits until no other test of these runs.
-    pub async fn is_alone(&self) {
+    /// Waits until no other test of these runs: those that ask for this too have their turn one after another.
+    pub async fn alone(&self) -> Alone {
+        ALONE.fetch_add(1, Ordering::SeqCst);
         let deadline = Instant::now() + 8 * PATIENCE;
-        while LIVING.load(Ordering::SeqCst) > 1 {
+        while LIVING.load(Ordering::SeqCst) > ALONE.load(Ordering::SeqCst) {
             assert!(Instant::now() < deadline, "other tests do not end");
             tokio::time::sleep(PAUSE).await;
         }
+        Alone { _turn: TURN.lock().await }
     }
 
     pub async fn restricted() -> Self {
@@ -131,6 +139,30 @@ impl World {
             }
         }
         found
+    }
+
+    /// Waits until nothing of ours is left in the namespace. Then nothing of it is left in the control plane either.
+    pub async fn nothing_is_left(&self) {
+        self.until("nothing is left in the cluster", async || {
+            let left = self.ours().await;
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
+        assert_eq!(self.remote_pools().await, Vec::<Value>::new());
+    }
+
+    /// Waits until pools own these objects and no others, besides their Secrets.
+    pub async fn owned_become(&self, wanted: &[&str]) {
+        self.until(&format!("only {wanted:?} is there"), async || {
+            let mut ours = self.ours().await;
+            // The resources themselves, and what is a Deployment's affair.
+            let others = ["agentpools/", "workspacelinks/", "secrets/", "replicasets/", "pods/"];
+            ours.retain(|object| !others.iter().any(|kind| object.starts_with(kind)));
+            let same =
+                ours.len() == wanted.len() && wanted.iter().all(|object| ours.iter().any(|found| found == object));
+            if same { Ok(()) } else { Err(ours) }
+        })
+        .await;
     }
 
     /// Applies a pool of this name with a spec, for runs in the image `terraform:test`; its name in the control plane
@@ -287,10 +319,26 @@ impl Drop for World {
     }
 }
 
+/// While this value lives, its test is the only one that does anything.
+pub struct Alone {
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        ALONE.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// A condition of an object; null when it is not there.
 pub fn condition<'a>(object: &'a Value, type_: &str) -> &'a Value {
     let conditions = object["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
     conditions.iter().find(|condition| condition["type"] == type_).unwrap_or(&Value::Null)
+}
+
+/// Requests that let many Pods fit on a small machine.
+pub fn small() -> Value {
+    json!({"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}})
 }
 
 pub fn name(object: &Value) -> &str {

@@ -1,4 +1,4 @@
-//! The operator's process, as this host sees it: it can be killed without a word to anybody.
+//! Our processes in Pods, as this host sees them: they can be killed without a word to anybody.
 
 use std::{fs, time::Duration};
 
@@ -77,6 +77,13 @@ impl World {
             .await;
         // A crash in this very moment is one as well.
         let _gone = kill_process(Pid::from_raw(killed).unwrap(), Signal::KILL);
+    }
+
+    /// `kill -9` of the agent in a Pod, as when it took too much memory. Whatever else runs there goes on.
+    pub fn kill_agent(&self, pod: &Value) {
+        let agents = processes(pod["metadata"]["uid"].as_str().unwrap());
+        let [agent] = agents[..] else { panic!("{} has the agents {agents:?}", name(pod)) };
+        kill_process(Pid::from_raw(agent).unwrap(), Signal::KILL).unwrap();
     }
 
     /// Waits until there are so many operators, all of them ready.
