@@ -1,7 +1,7 @@
 //! Files that hold secrets or must survive a crash.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
@@ -18,9 +18,14 @@ pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&draft, path)
+    if let Err(error) = file.write_all(content).and_then(|()| file.sync_all()) {
+        // On a full disk the draft would stay for nothing.
+        drop(fs::remove_file(&draft));
+        return Err(error);
+    }
+    fs::rename(&draft, path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

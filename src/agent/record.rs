@@ -1,16 +1,14 @@
 //! Small files that the agent must find again after a crash: written whole, to the disk, or not at all.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    io,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{ending::Cause, executor::Prepared};
-use crate::ids::JobId;
+use crate::{files::write_private, ids::JobId};
 
 /// Folder of [`JobRecord`]s in the data directory; not mounted into any run container.
 const FOLDER: &str = "supervised";
@@ -117,28 +115,14 @@ pub(super) async fn read<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>
 pub(super) async fn write<T: Serialize>(path: PathBuf, value: &T) -> Result<(), Error> {
     let name = path.display().to_string();
     let bytes = serde_json::to_vec(value).map_err(|source| Error::Parse { path: name.clone(), source })?;
-    tokio::task::spawn_blocking(move || write_blocking(&path, &bytes))
+    let write = move || {
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        write_private(&path, &bytes)
+    };
+    tokio::task::spawn_blocking(write)
         .await
         .unwrap_or_else(|panicked| Err(io::Error::other(panicked)))
         .map_err(|source| Error::Write { path: name, source })
-}
-
-fn write_blocking(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let draft = path.with_extension("draft");
-    let written = (|| {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    })();
-    if let Err(error) = written {
-        // On a full disk the empty draft would stay for nothing.
-        drop(std::fs::remove_file(&draft));
-        return Err(error);
-    }
-    std::fs::rename(&draft, path)?;
-    File::open(folder)?.sync_all()
 }
 
 /// Removes the file; harmless when there is none.

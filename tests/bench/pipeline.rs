@@ -25,20 +25,12 @@ const MEASURES: [(&str, Measure); 6] = [
 ];
 
 fn main() -> anyhow::Result<()> {
-    // cargo adds `--bench`.
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
-    let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
-    let chosen: Vec<_> = MEASURES.into_iter().filter(|(name, _)| wanted(name)).collect();
-    anyhow::ensure!(
-        !chosen.is_empty(),
-        "no measure has such a name; there are {}",
-        MEASURES.map(|(name, _)| name).join(", ")
-    );
+    let chosen = support::choice::chosen(&MEASURES)?;
     let start = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let version = support::cli::version()?;
     println!("{}; terraform {version}; medians [min–max]", support::report::machine());
-    for (_, measure) in chosen {
+    for measure in chosen {
         runtime.block_on(measure(&version))?;
     }
     println!("\ntook {} s", start.elapsed().as_secs());

@@ -15,7 +15,10 @@ mod sidecar;
 #[path = "../../runner/volume.rs"]
 pub mod volume;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 pub use docker::{Cause as DockerCause, Docker};
 pub use process::Process;
@@ -147,6 +150,22 @@ pub struct Prepared {
     pub image_digest: Option<String>,
     /// The engine on this host; absent: the image's own.
     pub engine: Option<PathBuf>,
+}
+
+/// Sets the job directory up for a stage that sees it where the agent does.
+async fn set_up_in_place(dir: &JobDir, spec: &JobSpec, prepared: &Prepared, settings: &Settings) -> Result<()> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let root = text(dir.path());
+    let tmp = Some(format!("{root}/tmp")).filter(|tmp| tmp.len() <= LONGEST_TMP);
+    let engine = prepared.engine.as_deref().map(text);
+    let facts = steps::Facts {
+        dir: &root,
+        engine: engine.as_deref(),
+        tmp: tmp.as_deref(),
+        grace_seconds: settings.grace.as_secs(),
+    };
+    dir.set_up(steps::plan(spec, &facts)?).await?;
+    Ok(())
 }
 
 /// How a stage's container or process ended.

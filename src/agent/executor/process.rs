@@ -11,9 +11,9 @@ use std::{
 use rustix::process::{Pid, kill_process_group};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Exit, KILL_PATIENCE, LONGEST_TMP, POLL, Prepared, Result, Settings, Signal, runner};
+use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Settings, Signal, runner, set_up_in_place};
 use crate::{
-    agent::{jobdir::JobDir, steps},
+    agent::jobdir::JobDir,
     api::{agent::JobRef, job::JobSpec},
     files::write_private,
     ids::JobId,
@@ -55,18 +55,8 @@ impl Process {
         if dir.has_begun() || self.find(dir, spec).is_some() {
             return Ok(());
         }
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        let root = text(dir.path());
-        let tmp = Some(format!("{root}/tmp")).filter(|tmp| tmp.len() <= LONGEST_TMP);
-        let engine = prepared.engine.as_deref().map(text);
-        let facts = steps::Facts {
-            dir: &root,
-            engine: engine.as_deref(),
-            tmp: tmp.as_deref(),
-            grace_seconds: self.settings.grace.as_secs(),
-        };
         if !dir.is_set_up() {
-            dir.set_up(steps::plan(spec, &facts)?).await?;
+            set_up_in_place(dir, spec, prepared, &self.settings).await?;
         }
         let mut command = Command::new(&self.runner);
         command.arg(dir.path()).arg(spec.epoch.to_string()).current_dir(dir.path()).process_group(0);

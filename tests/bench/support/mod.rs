@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each of the benchmark programs uses a part of it")]
 
 pub mod apiserver;
+pub mod choice;
 pub mod cli;
 pub mod floor;
 pub mod operator;

@@ -29,12 +29,11 @@ use rustix::fs::OFlags;
 
 pub use place::place_runner;
 
-use super::{Error, Exit, KILL_PATIENCE, LONGEST_TMP, POLL, Prepared, Result, Settings, Signal, volume};
+use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Settings, Signal, set_up_in_place, volume};
 use crate::{
     agent::{
         engine::{self, Engines},
         jobdir::{JobDir, Placement},
-        steps,
     },
     api::{
         agent::{ExecutorKind, JobRef},
@@ -241,17 +240,7 @@ impl Sidecar {
             return Err(ended());
         }
         if !dir.is_set_up() {
-            let text = |path: &Path| path.to_string_lossy().into_owned();
-            let root = text(dir.path());
-            let tmp = Some(format!("{root}/tmp")).filter(|tmp| tmp.len() <= LONGEST_TMP);
-            let engine = prepared.engine.as_deref().map(text);
-            let facts = steps::Facts {
-                dir: &root,
-                engine: engine.as_deref(),
-                tmp: tmp.as_deref(),
-                grace_seconds: self.settings.grace.as_secs(),
-            };
-            dir.set_up(steps::plan(spec, &facts)?).await?;
+            set_up_in_place(dir, spec, prepared, &self.settings).await?;
         }
         let hand_over = || {
             let draft = self.volume.join("go.tmp");

@@ -65,8 +65,25 @@ impl World {
         .await
     }
 
-    /// Waits for the first words of the engine in the plan's log; how long after the run was queued that was.
-    pub async fn engine_spoke(&self, run: &Run) -> Duration {
+    /// How long after the run was queued its first process of the engine was there, and how long until its first words
+    /// were in the plan's log. Processes are seen only where the cluster's nodes are this machine.
+    pub async fn engine_started_and_spoke(&self, run: &Run) -> (Option<Duration>, Duration) {
+        let (ended, end) = std::sync::mpsc::channel::<()>();
+        let looked_for = run.clone();
+        let started = tokio::task::spawn_blocking(move || {
+            while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = end.recv_timeout(Duration::from_millis(1)) {
+                if has_engine(&looked_for.id) {
+                    return Some(looked_for.queued.elapsed());
+                }
+            }
+            None
+        });
+        let spoke = self.engine_spoke(run).await;
+        drop(ended);
+        (started.await.unwrap(), spoke)
+    }
+
+    async fn engine_spoke(&self, run: &Run) -> Duration {
         loop {
             let found = self.run(run).await;
             let (log, complete) = self.admin.log(&found, "plan").await;
@@ -76,4 +93,14 @@ impl World {
             assert!(!complete, "the log ended without it: {}", String::from_utf8_lossy(&log));
         }
     }
+}
+
+/// Whether a process of the engine works for that run on this machine: only the engine's have its variables.
+fn has_engine(run: &str) -> bool {
+    let wanted = format!("TERRAPOOL_RUN_ID={run}");
+    let is_its = |entry: std::fs::DirEntry| {
+        let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        environ.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().any(is_its)
 }
