@@ -50,6 +50,7 @@ mod flow_cli_interrupt;
 mod flow_cli_run;
 mod flow_faults_lost;
 mod flow_faults_restart;
+mod flow_image;
 mod flow_two_agents;
 mod flow_up_manifests;
 mod forgotten;
