@@ -42,7 +42,8 @@
 //! everything is delivered, for which there are [`STOP_SECONDS`]. Without an agent the runner exits at once.
 //!
 //! **Death.** When the agent is gone (crash, memory) while a job runs, the runner interrupts the engine after
-//! a few seconds: nothing goes on unfenced, and the state stays in the volume as long as the Pod does. When the run
+//! a few seconds: nothing goes on unfenced, and the state stays in the volume as long as the Pod does. Should the run keep
+//! the runner from that, the operator deletes the Pod by the time that the job's lease is over. When the run
 //! container is gone, the agent notices within a second and reports the job as `container_lost`; an agent that has no
 //! job deregisters. Whether it was memory cannot be seen from inside: the run container's status in the Pod says it.
 

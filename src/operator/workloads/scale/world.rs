@@ -12,10 +12,10 @@ use crate::{
 pub(super) const LOST_SECONDS: i64 = 120;
 /// A deleted Pod whose time to end was over so long ago is on a node that is gone.
 const OVERDUE_MS: i64 = 60_000;
-/// After its agent has ended, what is left of a Pod has so long to end by itself: the runner interrupts its stage within
-/// seconds. With [`super::ABANDONED_GRACE_SECONDS`] it is the time after which the job's lease is over and others may do
-/// its work: then nothing of it may go on.
-pub(super) const ABANDONED_MS: i64 = 20_000;
+/// After its agent has ended, what is left of a Pod has so long to end by itself: the runner interrupts its stage after
+/// five seconds. Together with [`super::ABANDONED_GRACE_SECONDS`] it is what is left of the job's lease at the least (30 s,
+/// renewed every 10 s): when others may take the workspace, nothing of this one may go on.
+pub(super) const ABANDONED_MS: i64 = 10_000;
 /// Jobs that wait longer are not helped by agents that somebody else runs, idle as they may look.
 const FOREIGN_PATIENCE_SECONDS: i64 = 15;
 

@@ -314,7 +314,7 @@ fn the_next_look_is_when_something_may_change() {
     assert_eq!(look("a:idle b:idle", &json!({"scaleDown": {"stabilization": "90s"}})), Some(90_000));
     assert_eq!(look("a:failed", &json!({})), Some(1_000));
     assert_eq!(look("a:lost/100", &json!({})), Some(20_000));
-    assert_eq!(look("a:left b:idle", &json!({})), Some(15_000));
+    assert_eq!(look("a:left b:idle", &json!({})), Some(5_000));
     assert_eq!(look("a:abandoned b:idle", &json!({})), None);
     assert_eq!(look("a:ending-soon b:idle", &json!({})), None);
     assert_eq!(look("a:idle b:broken/10", &json!({"minIdle": 2})), Some(50_000));
@@ -328,7 +328,7 @@ fn a_deleted_pool_lets_busy_agents_finish() {
     let decision = case.decide(&spec, Some(&case.demand), Some(NOW - 60_000));
     let wanted = "cordon a,b,g; remove c:NeverRegistered,d:Cordoned,e:Finished,i:Abandoned; =2";
     assert_eq!(shown(&decision), wanted);
-    assert_eq!(decision.next_ms, Some(15_000));
+    assert_eq!(decision.next_ms, Some(5_000));
     let decision = case.decide(&spec, Some(&case.demand), Some(NOW - 600_000));
     let wanted =
         "cordon a,g; remove b:DrainTimeout,c:NeverRegistered,d:Cordoned,e:Finished,f:DrainTimeout,i:Abandoned; =2";
