@@ -49,7 +49,7 @@ pub struct DefaultControlPlane {
 }
 
 /// A control plane as somebody may use it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Connection {
     pub control_plane: ControlPlane,
     pub url: Url,
@@ -70,7 +70,7 @@ impl Connection {
 
 #[derive(Debug, Default)]
 struct State {
-    connections: HashMap<Key, Connection>,
+    connections: HashMap<Key, Arc<Connection>>,
     /// Which AgentPools stand for a pool: its own, and those that joined it.
     pools: HashMap<(Key, PoolId), HashSet<ObjectRef<AgentPool>>>,
 }
@@ -86,8 +86,8 @@ pub struct ControlPlanes {
     shutdown: Shutdown,
 }
 
-/// Why a connection could not be found out.
-type Found = Result<Connection, Waiting>;
+/// A connection, or why it could not be found out.
+type Found = Result<Arc<Connection>, Waiting>;
 
 impl ControlPlanes {
     /// AgentPools whose pool changed are sent to `changed`.
@@ -192,22 +192,22 @@ impl ControlPlanes {
         }
         let key: Key = digest.finalize().into();
         if let Some(connection) = self.state().connections.get(&key) {
-            return Ok(connection.clone());
+            return Ok(Arc::clone(connection));
         }
         let client = match url.scheme() {
             "http" => http::plain_client(),
             _ => http::client_with_ca(ca.as_deref().map(|ca| ("the CA of the control plane", ca.as_bytes()))),
         };
         let client = client.map_err(|error| Waiting::new(reason::INVALID_SPEC, Chain(&error).to_string()))?;
-        let connection = Connection {
+        let connection = Arc::new(Connection {
             control_plane: ControlPlane::new(url.clone(), token.clone(), client),
             url: url.clone(),
             ca: ca.clone(),
             key,
-        };
-        self.state().connections.insert(key, connection.clone());
+        });
+        self.state().connections.insert(key, Arc::clone(&connection));
         if !self.cluster.is_dry() {
-            self.shutdown.spawn(self.clone().follow(connection.clone()));
+            self.shutdown.spawn(self.clone().follow(Arc::clone(&connection)));
         }
         Ok(connection)
     }
@@ -225,7 +225,7 @@ impl ControlPlanes {
         });
     }
 
-    async fn follow(self, connection: Connection) {
+    async fn follow(self, connection: Arc<Connection>) {
         let stop = self.shutdown.drain.clone();
         tokio::select! {
             () = self.hear(&connection) => {}

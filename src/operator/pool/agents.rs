@@ -13,7 +13,7 @@ use k8s_openapi::{
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use super::{Known, Pass, secret};
+use super::{Pass, registration::Known, secret};
 use crate::{
     api::{agent::AgentStatus, iacp::demand::PoolDemand},
     client::iacp,

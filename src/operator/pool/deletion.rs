@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{LOOK_AGAIN, Pass, secret_name};
+use super::{LOOK_AGAIN, Pass, registration::secret_name};
 use crate::{
     crd::{POOL_FINALIZER, conditions::reason},
     operator::{Error, asked::is_forced, backoff::jittered, cluster::has_finalizer, events::News, facts::Fact},
@@ -86,8 +86,9 @@ impl Pass<'_> {
 
     /// Whoever uses the pool is served until nobody does: token and agents are kept as if nothing were to be deleted.
     async fn work_on(&mut self) -> Result<Duration, Error> {
-        let Ok((known, next_token)) = self.register().await? else { return Ok(BLOCKED) };
-        let mut memory = self.registered(known, next_token);
+        let Ok(found) = self.register().await? else { return Ok(BLOCKED) };
+        let next_token = found.next_token;
+        let mut memory = self.registered(found);
         let next = self.agents(&memory.known, &mut memory.scaling, true).await?;
         self.context.remember(self.pool, memory);
         Ok(next.into_iter().fold(BLOCKED.min(next_token), Duration::min))

@@ -5,6 +5,7 @@
 
 mod agents;
 mod deletion;
+mod registration;
 mod secret;
 mod status;
 
@@ -14,10 +15,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::{
-    api::core::v1::{Pod, Secret},
-    jiff::Timestamp,
-};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Resource, ResourceExt,
     runtime::{
@@ -25,10 +23,9 @@ use kube::{
         reflector::{ObjectRef, Store},
     },
 };
-use secrecy::SecretString;
 
 use self::{
-    secret::{Content, Ownership},
+    registration::{Known, Registered},
     status::{Facts, Urgency},
 };
 use super::{
@@ -36,21 +33,17 @@ use super::{
     asked::{PAUSED_MESSAGE, is_paused, requested},
     backoff::jittered,
     cluster::{has_finalizer, version},
-    control_planes::Connection,
-    events::News,
     facts::{Fact, worse},
-    owned::is_orphan,
     workloads::{self, scale},
 };
 use crate::{
     crd::{
         AgentPool, POOL_FINALIZER,
-        agent_pool::{RunUser, TokenStatus},
+        agent_pool::RunUser,
         conditions::{self, reason},
         names,
     },
-    ids::{PoolId, TokenId},
-    sync::{self, Outcome, PoolInput, PoolReport, Waiting, pool::Change},
+    sync::PoolInput,
 };
 
 /// Numbers that change with every run are written at most this often.
@@ -81,17 +74,6 @@ struct Memory {
     status_at: Option<tokio::time::Instant>,
     /// Version of the object with our last write.
     written: Option<u64>,
-}
-
-/// The pool as the control plane has it, and its Secret.
-#[derive(Debug, Clone)]
-struct Known {
-    connection: Connection,
-    pool_id: PoolId,
-    token_id: TokenId,
-    token_expires_at: Option<i64>,
-    secret_name: String,
-    linked_workspaces: i64,
 }
 
 impl Context {
@@ -136,11 +118,6 @@ impl Context {
     }
 }
 
-/// Name of the pool's Secret.
-fn secret_name(pool: &AgentPool) -> String {
-    pool.spec.token.secret_name.clone().unwrap_or_else(|| format!("{}-agent-token", pool.name_any()))
-}
-
 /// Brings one pool into line.
 ///
 /// # Errors
@@ -172,8 +149,11 @@ async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, 
     }
     if active && was_in_line(seen) && !context.common.cluster.is_dry() {
         let pass = Pass::new(context, seen);
-        if let Some(found) = pass.look().await {
-            return pass.go_on(found, false).await;
+        match pass.look().await {
+            Ok(Some(found)) => return pass.go_on(found, false).await,
+            Ok(None) => {}
+            // To ask the same again at once would only take another deadline.
+            Err(error) => return pass.fail(error).await,
         }
     }
     // What a cache says may be long over: a pool must not be made for an object that is gone.
@@ -259,28 +239,36 @@ impl<'a> Pass<'a> {
                 self.tell(None).await?;
                 return Ok(Some(jittered(LOOK_AGAIN)));
             }
-            Err(error) => {
-                self.context.expire(self.pool);
-                self.tell_not_ready(&error).await?;
-                return Err(error);
-            }
+            Err(error) => return self.fail(error).await,
         };
         self.go_on(found, true).await
     }
 
     /// Looks, without a write and from what the cache says of the pool, whether pool, token, Secret and owned objects
     /// are as they are to be. `None`: something is to be done, which is then decided from the object itself.
-    async fn look(&self) -> Option<(Known, Duration)> {
+    async fn look(&self) -> Result<Option<Registered>, Error> {
         let common = self.common.looking();
         let mut pass = Pass { common: &common, ..Pass::new(self.context, self.pool) };
-        let found = pass.register().await.ok()?.ok()?;
-        pass.apply(&workloads::objects(&pass.view(&found.0)).ok()?).await.ok()?;
-        common.cluster.take_planned().is_empty().then_some(found)
+        let found = match pass.register().await {
+            Ok(Ok(found)) => found,
+            Ok(Err(_)) => return Ok(None),
+            Err(error) if error.planned().is_some() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let Ok(objects) = workloads::objects(&pass.view(&found.known)) else { return Ok(None) };
+        pass.apply(&objects).await?;
+        Ok(common.cluster.take_planned().is_empty().then_some(found))
+    }
+
+    async fn fail<T>(mut self, error: Error) -> Result<T, Error> {
+        self.context.expire(self.pool);
+        self.tell_not_ready(&error).await?;
+        Err(error)
     }
 
     /// Sees to the agents of a pool that is in line, tells, and remembers.
-    async fn go_on(mut self, (known, next_token): (Known, Duration), full: bool) -> Result<Option<Duration>, Error> {
-        let mut memory = self.registered(known, next_token);
+    async fn go_on(mut self, found: Registered, full: bool) -> Result<Option<Duration>, Error> {
+        let mut memory = self.registered(found);
         let next = self.agents(&memory.known, &mut memory.scaling, full).await;
         self.finish(next, memory).await
     }
@@ -295,7 +283,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Tells in the facts, listens for changes, and makes what is to be remembered.
-    fn registered(&mut self, known: Known, next_token: Duration) -> Memory {
+    fn registered(&mut self, Registered { known, next_token }: Registered) -> Memory {
         self.known(&known);
         let object = ObjectRef::from_obj(self.pool);
         self.common.control_planes.watch(&known.connection, &known.pool_id, object);
@@ -341,151 +329,13 @@ impl<'a> Pass<'a> {
         Ok(Some(next))
     }
 
-    fn known(&mut self, known: &Known) {
-        self.facts.registered = Some(Fact::yes(reason::IN_SYNC, "the pool is in the control plane"));
-        self.facts.token_ready = Some(Fact::yes(reason::IN_SYNC, "the Secret holds a valid pool token"));
-        self.facts.pool_id = Some(known.pool_id.to_string());
-        self.facts.linked_workspaces = Some(known.linked_workspaces);
-        self.facts.token = Some(TokenStatus {
-            id: known.token_id.to_string(),
-            expires_at: known.token_expires_at.and_then(time_text),
-            secret_name: known.secret_name.clone(),
-        });
-    }
-
-    /// Pool and token in the control plane, and the Secret; how soon the token needs another look.
-    async fn register(&mut self) -> Result<Result<(Known, Duration), Waiting>, Error> {
-        let spec = &self.pool.spec;
-        let connection = match self.common.control_planes.resolve(&self.namespace, spec.control_plane.as_ref()).await? {
-            Ok(connection) => connection,
-            Err(waiting) => return Ok(Err(self.not_registered(waiting))),
-        };
-        let secret_name = secret_name(self.pool);
-        let stored = self.common.cluster.get::<Secret>(&self.namespace, &secret_name).await?;
-        let stored = match stored.as_ref().map(|secret| (secret, secret::ownership(secret, &self.uid, &self.name))) {
-            Some((_, Ownership::Foreign)) => {
-                let message = format!(
-                    "the Secret `{secret_name}` is there and not this pool's: remove it, or set spec.token.secretName"
-                );
-                self.facts.token_ready = Some(Fact::no(reason::NAME_CONFLICT, message.clone()));
-                return Ok(Err(Waiting::new(reason::NAME_CONFLICT, message)));
-            }
-            Some((leftover, Ownership::Leftover)) => {
-                let uid = leftover.meta().uid.as_deref();
-                self.common.cluster.delete::<Secret>(&self.namespace, &secret_name, uid, None).await?;
-                None
-            }
-            Some((_, Ownership::Ours)) => stored,
-            None => None,
-        };
-        let held = stored.as_ref().and_then(secret::held);
-        let input = PoolInput { held: held.as_ref().map(|(id, _)| id), ..self.input() };
-        let sync = self.common.sync(&connection.control_plane);
-        let report = match sync::pool::reconcile(&sync, input).await? {
-            Outcome::Done(report) => report,
-            Outcome::Waiting(waiting) => return Ok(Err(self.not_registered(waiting))),
-        };
-        self.announce(&report, held.is_some(), stored.is_some()).await;
-        self.keep_secret(&connection, &secret_name, stored.as_ref(), held, report).await.map(Ok)
-    }
-
-    fn input(&self) -> PoolInput<'_> {
-        PoolInput { uid: &self.uid, name: &self.name, spec: &self.pool.spec, held: None }
-    }
-
-    fn not_registered(&mut self, waiting: Waiting) -> Waiting {
-        self.facts.registered = Some(Fact::no(waiting.reason, waiting.message.clone()));
-        waiting
-    }
-
-    /// Puts the token where the agents find it. A fresh one can never be read again: nothing comes before this.
-    async fn keep_secret(
-        &self,
-        connection: &Connection,
-        name: &str,
-        stored: Option<&Secret>,
-        held: Option<(TokenId, SecretString)>,
-        report: PoolReport,
-    ) -> Result<(Known, Duration), Error> {
-        let now = self.common.clock.now_ms();
-        let next =
-            report.token.next.map_or(Duration::MAX, |at| Duration::from_millis(u64::try_from(at - now).unwrap_or(0)));
-        let token = report.token.fresh.map(|fresh| (fresh.id, fresh.secret)).or(held);
-        let Some((token_id, token)) = token else { return Err(Error::NoToken) };
-        let known = Known {
-            connection: connection.clone(),
-            pool_id: report.pool.id,
-            token_id,
-            token_expires_at: report.token.expires_at,
-            secret_name: name.to_owned(),
-            linked_workspaces: i64::try_from(report.pool.workspaces.len()).unwrap_or(i64::MAX),
-        };
-        let content = Content {
-            token_id: &known.token_id,
-            token: &token,
-            url: connection.address(),
-            ca: connection.ca.as_deref(),
-        };
-        if !stored.is_some_and(|secret| secret::matches(secret, &content, &self.name)) {
-            let meta = workloads::metadata(&self.view(&known), name);
-            let (manifest, shown) = secret::manifest(meta, &content);
-            self.common
-                .cluster
-                .apply_secret::<Secret>(&self.namespace, name, names::POOL_MANAGER, &manifest, shown)
-                .await?;
-        }
-        self.remove_renamed_secret(name).await?;
-        Ok((known, next))
-    }
-
-    /// The Secret under its last name, when `spec.token.secretName` has changed. The status is written last, so it
-    /// names that one until it is gone.
-    async fn remove_renamed_secret(&self, name: &str) -> Result<(), Error> {
-        let token = self.pool.status.as_ref().and_then(|status| status.token.as_ref());
-        let Some(last) = token.map(|token| token.secret_name.as_str()).filter(|last| *last != name) else {
-            return Ok(());
-        };
-        self.remove_secret(last).await
-    }
-
     /// Somebody has deleted the object.
     fn is_ending(&self) -> bool {
         self.pool.meta().deletion_timestamp.is_some()
     }
 
-    /// Removes a Secret if it is this pool's.
-    async fn remove_secret(&self, name: &str) -> Result<(), Error> {
-        let cluster = &self.common.cluster;
-        if let Some(stored) = cluster.get::<Secret>(&self.namespace, name).await?
-            && (secret::ownership(&stored, &self.uid, &self.name) == Ownership::Ours
-                || (self.is_ending() && is_orphan(stored.meta(), &self.name)))
-        {
-            cluster.delete::<Secret>(&self.namespace, name, stored.meta().uid.as_deref(), None).await?;
-        }
-        Ok(())
-    }
-
-    async fn announce(&self, report: &PoolReport, held: bool, stored: bool) {
-        let id = &report.pool.id;
-        let news = match report.change {
-            Change::Created => Some((false, reason::CREATED, format!("created the pool {id} in the control plane"))),
-            Change::Adopted => Some((false, reason::IN_SYNC, format!("took over the pool {id} of the control plane"))),
-            Change::Updated | Change::None if report.token.fresh.is_none() => None,
-            Change::Updated | Change::None if held => {
-                Some((false, "TokenRotated", "renewed the pool token".to_owned()))
-            }
-            Change::Updated | Change::None if stored => Some((
-                true,
-                "TokenReplaced",
-                "the Secret was changed by hand, or its token revoked: it has a new token".to_owned(),
-            )),
-            Change::Updated | Change::None => {
-                Some((true, "TokenReplaced", "the Secret was gone: it is made again, with a new token".to_owned()))
-            }
-        };
-        if let Some((warning, reason, note)) = news {
-            self.common.events.publish(self.pool, News { warning, reason, note }).await;
-        }
+    fn input(&self) -> PoolInput<'_> {
+        PoolInput { uid: &self.uid, name: &self.name, spec: &self.pool.spec, held: None }
     }
 
     /// Writes the status if it changed and it is time to; `last`: when numbers were written last.
@@ -510,8 +360,4 @@ impl<'a> Pass<'a> {
         }
         Ok(Told::Written(version))
     }
-}
-
-fn time_text(millis: i64) -> Option<String> {
-    Timestamp::from_millisecond(millis).ok().map(|time| time.to_string())
 }
