@@ -27,18 +27,18 @@ make_certificate() {
     } >>"$dir/logs/openssl.log" 2>&1 || die "openssl: see $dir/logs/openssl.log"
 }
 
-# make_kubeconfig FILE URL NAME: for the holder of certificate NAME, complete in itself.
+# make_kubeconfig FILE URL NAME [TOKEN]: for the holder of certificate NAME, or of TOKEN, complete in itself.
 make_kubeconfig() {
-    local ca crt key
+    local ca user
     ca=$(base64 -w 0 "$dir/pki/ca.crt")
-    crt=$(base64 -w 0 "$dir/pki/$3.crt")
-    key=$(base64 -w 0 "$dir/pki/$3.key")
+    user="\"client-certificate-data\": \"$(base64 -w 0 "$dir/pki/$3.crt")\", \"client-key-data\": \"$(base64 -w 0 "$dir/pki/$3.key")\""
+    [ -n "${4:-}" ] && user="\"token\": \"$4\""
     (umask 077 && cat >"$1.new") <<JSON
 {
   "apiVersion": "v1",
   "kind": "Config",
   "clusters": [{"name": "test", "cluster": {"server": "$2", "certificate-authority-data": "$ca"}}],
-  "users": [{"name": "$3", "user": {"client-certificate-data": "$crt", "client-key-data": "$key"}}],
+  "users": [{"name": "$3", "user": {$user}}],
   "contexts": [{"name": "test", "context": {"cluster": "test", "user": "$3"}}],
   "current-context": "test"
 }

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use terrapool::{
     agent::executor::volume,
     api::{agent::reason, run_state::RunState},
-    server::domain::{queue, unit::Unit},
+    server::domain::{model::Run, queue, unit::Unit},
 };
 
 use crate::support::{
@@ -32,7 +32,7 @@ async fn engine_is_gone(plane: &Plane) {
 }
 
 /// A run whose apply hangs in a Pod.
-async fn applying(plane: &Plane, arguments: &[&str]) -> (terrapool::server::domain::model::Run, Pod) {
+async fn applying(plane: &Plane, arguments: &[&str]) -> (Run, Pod) {
     let run = plane.run("", &busy(plane)).await;
     Pod::start(plane, "plan").await.succeeds(plane).await;
     let pod = Pod::start_with(plane, "apply", SAME, arguments).await;
@@ -85,12 +85,25 @@ async fn a_pod_with_work_finishes_it_when_it_is_told_to_end() {
     pod.succeeds(&plane).await;
 }
 
+/// Who has a stage of the run, as the API tells: stage, name of the agent, epoch of its claim.
+async fn holder(plane: &Plane, run: &Run) -> Option<(String, String, i64)> {
+    let shown = plane.test.get(&format!("/api/v2/runs/{}", run.id)).await.expect(200).json();
+    let agents = shown["data"]["attributes"]["agents"].as_array().unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let agent = agents.iter().find(|agent| agent["holds"] == true)?;
+    assert!(text(&agent["agent-id"]).starts_with("agent-"), "{agent}");
+    Some((text(&agent["stage"]), text(&agent["agent-name"]), agent["epoch"].as_i64().unwrap()))
+}
+
+/// After the time for draining. The name of a Pod's agent is the Pod's.
 #[tokio::test]
-async fn work_that_outlasts_the_time_for_draining_is_interrupted() {
+async fn p13_sigterm_reaches_terraform_and_holder_is_on_status() {
     let plane = Plane::new().await;
     let (run, mut pod) = applying(&plane, &["--drain-timeout", "1s"]).await;
+    assert_eq!(holder(&plane, &run).await, Some(("apply".to_owned(), "apply".to_owned(), 1)));
     pod.signal(Signal::TERM);
     let run = plane.until(&run, RunState::Errored).await;
+    assert_eq!(holder(&plane, &run).await, None);
     assert_eq!(run.error_code.as_deref(), Some(reason::AGENT_ERROR));
     assert!(plane.log(run.apply_id.as_str()).await.contains("interrupted"));
     assert_eq!(plane.serial().await, Some(1));

@@ -205,7 +205,7 @@ async fn killed_in_mid_plan() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_killed_in_mid_apply_loses_no_state() {
+async fn p09_agent_killed_mid_apply_is_errored_within_lease_bound() {
     // Side by side, because most of it is waiting for the leases to end.
     tokio::join!(killed_in_mid_apply(Choice::Process), killed_in_mid_apply(Choice::Docker));
 }

@@ -1,5 +1,6 @@
 //! Defects of other operators, each a test that this one does not have it. P1 to P4 and P5's second half are also held
-//! by the reconciling core alone (`sync_pool`), P9 by `flow_faults_lost`, P13 by `agent_executor_runs` and `agent_flow`.
+//! by the reconciling core alone (`sync_pool`), P5 and P11 by the decision about scaling; P8's first half is in `crds`,
+//! P9 in `queue_leases` and `flow_faults_lost`, P13 in `agent_sidecar_ends`.
 
 use std::{collections::BTreeSet, sync::Arc};
 

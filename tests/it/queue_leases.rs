@@ -117,6 +117,27 @@ async fn a_heartbeat_keeps_the_lease_and_silence_ends_it() {
     assert!(text.contains("agent a has not been heard of for 30 s") && text.ends_with('\u{3}'), "{text}");
 }
 
+/// By the clock that leases are measured with: 30 s after its last word, and never later than 45 s.
+#[tokio::test]
+async fn p09_agent_killed_mid_apply_is_errored_within_lease_bound() {
+    let test = TestApp::new().await;
+    let fixture = test.fixture().await;
+    let (run, agent, job) = applying(&test, &fixture).await;
+    test.advance(600);
+    agent.heartbeat(&[&job]).await;
+    let mut silent = 0;
+    // The server looks every second.
+    while queue::expire(&test.app).await.unwrap() == 0 {
+        assert_eq!(test.reread(&run).await.status, RunState::Applying);
+        test.advance(1);
+        silent += 1;
+        assert!(silent <= 45, "a dead agent has kept its apply for {silent} s");
+    }
+    assert!(silent >= 30, "given up after {silent} s: a lease is one of 30 s");
+    let run = test.reread(&run).await;
+    assert_eq!((run.status, run.error_code.as_deref()), (RunState::Errored, Some("agent_lost")));
+}
+
 #[tokio::test]
 async fn a_lost_plan_is_planned_again_once_and_its_log_goes_on() {
     let test = TestApp::new().await;

@@ -104,16 +104,37 @@ pub async fn work(connection: &mut AnyConnection, account: &AccountId) -> Result
         .collect()
 }
 
-/// Names of the agents that worked on the run, by stage: those of earlier attempts too.
-pub async fn workers(connection: &mut AnyConnection, run: &RunId) -> Result<Vec<(String, String)>> {
+/// An agent that was given a stage of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Worker {
+    pub stage_id: String,
+    pub agent_id: AgentId,
+    pub agent: String,
+    /// Of its claim: raised by each, so that of two it is the latter's word that counts.
+    pub epoch: i64,
+    /// It has the stage now.
+    pub holds: bool,
+}
+
+/// The agents that worked on the run, those of earlier attempts first.
+pub async fn workers(connection: &mut AnyConnection, run: &RunId) -> Result<Vec<Worker>> {
     let rows = sqlx::query(
-        "SELECT w.stage_id AS stage_id, a.name AS name FROM \
-         (SELECT stage_id, agent_id, epoch FROM job_history WHERE run_id = $1 \
-         UNION SELECT stage_id, agent_id, epoch FROM jobs WHERE run_id = $1 AND state = 'claimed') w \
+        "SELECT w.stage_id AS stage_id, w.agent_id AS agent_id, a.name AS name, w.epoch AS epoch, w.holds AS holds FROM \
+         (SELECT stage_id, agent_id, epoch, 0 AS holds FROM job_history WHERE run_id = $1 \
+         UNION SELECT stage_id, agent_id, epoch, 1 AS holds FROM jobs WHERE run_id = $1 AND state = 'claimed') w \
          JOIN agents a ON a.id = w.agent_id ORDER BY w.epoch",
     )
     .bind(run.as_str())
     .fetch_all(connection)
     .await?;
-    rows.iter().map(|row| Ok((row.text("stage_id")?, row.text("name")?))).collect()
+    let worker = |row: &AnyRow| {
+        Ok(Worker {
+            stage_id: row.text("stage_id")?,
+            agent_id: row.id("agent_id")?,
+            agent: row.text("name")?,
+            epoch: row.int("epoch")?,
+            holds: row.flag("holds")?,
+        })
+    };
+    rows.iter().map(worker).collect()
 }

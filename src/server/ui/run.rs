@@ -89,7 +89,7 @@ async fn status(app: &AppState, shown: &Shown) -> Result<Markup> {
     let mut connection = app.store.read().await?;
     let workers = store::overview::workers(&mut connection, &run.id).await?;
     drop(connection);
-    let on = |stage: &StageRow| workers.iter().rev().find(|(id, _)| *id == stage.id).map(|(_, name)| name.clone());
+    let on = |stage: &StageRow| workers.iter().rev().find(|worker| worker.stage_id == stage.id);
     let engine = match run.engine_version.as_str() {
         "" => run.engine.title().to_owned(),
         version => format!("{} {version}", run.engine.title()),
@@ -117,9 +117,9 @@ async fn status(app: &AppState, shown: &Shown) -> Result<Markup> {
                     } }
                 }
                 @for stage in [&plan, &apply] {
-                    @if let Some(agent) = on(stage) {
+                    @if let Some(worker) = on(stage) {
                         div { dt { @if stage.kind == Stage::Plan { "Planned by" } @else { "Applied by" } }
-                            dd { (agent) @if let Some(took) = took(stage, now) { " (" (took) ")" } } }
+                            dd title={ "epoch " (worker.epoch) } { (worker.agent) @if let Some(took) = took(stage, now) { " (" (took) ")" } } }
                     }
                 }
             }

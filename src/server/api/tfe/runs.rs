@@ -26,6 +26,7 @@ use crate::{
             stages, workspaces,
         },
         error::{Error, Result},
+        store,
     },
 };
 
@@ -155,7 +156,8 @@ async fn read(
 ) -> Result<Reply> {
     let run = visible(&app, &user, &text).await?;
     let included = included(&app, &user, &base, &run, &query).await?;
-    Ok(Reply::one(views::run(&run, 0)).including(included))
+    let workers = store::overview::workers(&mut *app.store.read().await?, &run.id).await?;
+    Ok(Reply::one(views::worked_on(views::run(&run, 0), &run, &workers)).including(included))
 }
 
 /// What `include` asks for and we have; the rest is ignored.

@@ -4,7 +4,7 @@ mod run;
 mod state;
 mod workspace;
 
-pub(super) use run::{apply, plan, run};
+pub(super) use run::{apply, plan, run, worked_on};
 pub(super) use state::{output, outputs, state};
 pub(super) use workspace::{
     NO_PROJECT, capacity, configuration, entitlements, organization, user, variable, workspace,

@@ -6,7 +6,10 @@ use super::{super::addresses::Addresses, or_null, times};
 use crate::{
     clock::rfc3339,
     jsonapi::Resource,
-    server::domain::model::{Cancel, Run, StageRow},
+    server::{
+        domain::model::{Cancel, Run, StageRow},
+        store::overview::Worker,
+    },
 };
 
 /// A run; `position` is its place in the queue.
@@ -69,6 +72,21 @@ pub(in super::super) fn run(run: &Run, position: i64) -> Resource {
         .to_many("policy-checks", "policy-checks", [""; 0])
         .to_many("task-stages", "task-stages", [""; 0])
         .link("self", format!("/api/v2/runs/{}", run.id))
+}
+
+/// Ours: which agents were given the run's stages, which of them has one now, and the epoch of each claim. In
+/// Kubernetes the name is the Pod's.
+pub(in super::super) fn worked_on(view: Resource, run: &Run, workers: &[Worker]) -> Resource {
+    let worker = |worker: &Worker| {
+        json!({
+            "stage": if worker.stage_id == run.plan_id.as_str() { "plan" } else { "apply" },
+            "agent-id": worker.agent_id.as_str(),
+            "agent-name": worker.agent,
+            "epoch": worker.epoch,
+            "holds": worker.holds,
+        })
+    };
+    view.attribute("agents", workers.iter().map(worker).collect::<Vec<_>>())
 }
 
 fn stage(kind: &str, stage: &StageRow, addresses: Addresses<'_>) -> Resource {
