@@ -1,6 +1,6 @@
 //! The real API server as the tests themselves see it: plain JSON, no faults.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use axum::http::{Method, Request};
 use kube::{
@@ -10,6 +10,7 @@ use kube::{
 use serde_json::{Value, json};
 use terrapool::crd;
 
+use super::mirror::Feed;
 use crate::support::{cluster::apiserver, poll::eventually};
 
 /// The kinds that a schedule looks at.
@@ -73,6 +74,7 @@ impl Kind {
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
+    feed: Arc<Feed>,
 }
 
 pub type Answer = Result<Value, kube::Error>;
@@ -96,13 +98,18 @@ impl Cluster {
         let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
         terrapool::http::install_tls_provider();
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-        let cluster = Self { client: Client::try_from(config).unwrap() };
+        let client = Client::try_from(config).unwrap();
+        let cluster = Self { feed: Arc::new(Feed::new(client.clone())), client };
         cluster.install().await;
         cluster
     }
 
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    pub fn feed(&self) -> &Feed {
+        &self.feed
     }
 
     /// Our definitions are there and served.

@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, Once,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -17,6 +17,16 @@ use terrapool::{
     shutdown::Shutdown,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{
+    Subscriber,
+    span::{Attributes, Id},
+};
+use tracing_subscriber::{
+    Layer,
+    filter::LevelFilter,
+    layer::{Context, SubscriberExt},
+    registry::LookupSpan,
+};
 
 /// What an operator is started with.
 #[derive(Debug, Clone)]
@@ -36,6 +46,7 @@ pub struct Settings {
 #[derive(Debug, Clone, Default)]
 pub struct Log {
     lines: Arc<Mutex<Vec<u8>>>,
+    visits: Visits,
     operators: Arc<Mutex<Vec<(Pending, Metrics)>>>,
 }
 
@@ -43,6 +54,18 @@ impl Log {
     /// What they wrote to their logs.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.lines.lock().unwrap()).into_owned()
+    }
+
+    /// Visits of objects that have begun and not ended.
+    pub fn visits(&self) -> usize {
+        self.visits.0.load(Ordering::SeqCst)
+    }
+
+    /// Visits that have failed so far.
+    pub fn errors(&self) -> u64 {
+        let metrics = self.metrics().concat();
+        let counts = metrics.lines().filter(|line| line.starts_with("terrapool_reconcile_errors_total"));
+        counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
     }
 
     /// What each shows as its metrics.
@@ -64,6 +87,26 @@ impl io::Write for Log {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Counts the spans that controllers open around each visit of an object.
+#[derive(Debug, Clone, Default)]
+struct Visits(Arc<AtomicUsize>);
+
+const VISIT: &str = "reconciling object";
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Visits {
+    fn on_new_span(&self, attributes: &Attributes<'_>, _: &Id, _: Context<'_, S>) {
+        if attributes.metadata().name() == VISIT {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn on_close(&self, id: Id, context: Context<'_, S>) {
+        if context.span(&id).is_some_and(|span| span.name() == VISIT) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 
@@ -133,12 +176,12 @@ impl Drop for Instance {
 
 fn work(settings: Settings, log: Log, client: impl FnOnce() -> Client, kill: &CancellationToken) {
     let level = match std::env::var("TERRAPOOL_FAULTS_LOG").as_deref() {
-        Ok("debug") => tracing::Level::DEBUG,
-        _ => tracing::Level::INFO,
+        Ok("debug") => LevelFilter::DEBUG,
+        _ => LevelFilter::INFO,
     };
     let writer = log.clone();
-    let subscriber =
-        tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(move || writer.clone()).finish();
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+    let subscriber = tracing_subscriber::registry().with(level).with(lines).with(log.visits.clone());
     let _guard = tracing::subscriber::set_default(subscriber);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -1,18 +1,18 @@
 //! What the API server has in a schedule's namespace, kept up to date by watches of the tests' own, and what it had.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, Weak},
 };
 
 use futures::StreamExt;
 use kube::{
-    Api,
+    Api, Client,
     api::{ApiResource, DynamicObject, GroupVersionKind},
     runtime::{WatchStreamExt, watcher},
 };
 use serde_json::Value;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::sync::watch;
 
 use super::cluster::{Kind, Space};
 
@@ -29,39 +29,75 @@ struct Inner {
     departed: BTreeSet<String>,
 }
 
-/// A picture that follows. Ends with its last handle.
+/// Watches of a whole API server, one a kind: a connection and a list for each namespace would cost more than what they
+/// tell.
+pub struct Feed {
+    client: Client,
+    followed: Mutex<BTreeSet<Kind>>,
+    mirrors: Arc<Mirrors>,
+}
+
+/// Who wants to hear of a namespace.
+type Mirrors = Mutex<HashMap<String, Weak<Mirror>>>;
+
+impl Feed {
+    pub fn new(client: Client) -> Self {
+        Self { client, followed: Mutex::default(), mirrors: Arc::default() }
+    }
+
+    fn follow(&self, kind: Kind) {
+        if !self.followed.lock().unwrap().insert(kind) {
+            return;
+        }
+        let events = watcher(api(&self.client, kind), watcher::Config::default()).default_backoff();
+        let mirrors = self.mirrors.clone();
+        tokio::spawn(async move {
+            let mut events = Box::pin(events);
+            while let Some(event) = events.next().await {
+                let (object, deleted) = match event {
+                    Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => (object, false),
+                    Ok(watcher::Event::Delete(object)) => (object, true),
+                    _ => continue,
+                };
+                let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+                let mirror = mirrors.lock().unwrap().get(namespace).and_then(Weak::upgrade);
+                if let Some(mirror) = mirror.filter(|mirror| mirror.follows(kind)) {
+                    mirror.note(kind, object, deleted);
+                }
+            }
+        });
+    }
+}
+
+/// A picture that follows.
 pub struct Mirror {
-    inner: Arc<Mutex<Inner>>,
+    inner: Mutex<Inner>,
     version: watch::Sender<u64>,
     kinds: Vec<Kind>,
-    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Mirror {
+    /// Of a namespace in which there is nothing yet.
     pub fn follow(space: &Space, kinds: &[Kind]) -> Arc<Self> {
-        let inner: Arc<Mutex<Inner>> = Arc::default();
-        let version = watch::Sender::new(0);
-        let follow = |kind: &Kind| {
-            let events = watcher(api(space, *kind), watcher::Config::default()).default_backoff();
-            let (kind, inner, version) = (*kind, inner.clone(), version.clone());
-            tokio::spawn(async move {
-                let mut events = Box::pin(events);
-                while let Some(event) = events.next().await {
-                    match event {
-                        Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
-                            inner.lock().unwrap().put(kind, object);
-                        }
-                        Ok(watcher::Event::Delete(object)) => {
-                            inner.lock().unwrap().remove(kind, object);
-                        }
-                        _ => continue,
-                    }
-                    version.send_modify(|version| *version += 1);
-                }
-            })
-        };
-        let tasks = kinds.iter().map(follow).collect();
-        Arc::new(Self { inner, version, kinds: kinds.to_vec(), tasks })
+        let mirror = Arc::new(Self { inner: Mutex::default(), version: watch::Sender::new(0), kinds: kinds.to_vec() });
+        let feed = space.cluster.feed();
+        let mut mirrors = feed.mirrors.lock().unwrap();
+        mirrors.retain(|_, mirror| mirror.strong_count() > 0);
+        mirrors.insert(space.name.clone(), Arc::downgrade(&mirror));
+        drop(mirrors);
+        kinds.iter().for_each(|kind| feed.follow(*kind));
+        mirror
+    }
+
+    fn note(&self, kind: Kind, object: DynamicObject, deleted: bool) {
+        let mut inner = self.inner.lock().unwrap();
+        if deleted {
+            inner.remove(kind, object);
+        } else {
+            inner.put(kind, object);
+        }
+        drop(inner);
+        self.poke();
     }
 
     /// Changes when something has changed.
@@ -110,12 +146,6 @@ impl Mirror {
     }
 }
 
-impl Drop for Mirror {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
-    }
-}
-
 impl Inner {
     fn remove(&mut self, kind: Kind, object: DynamicObject) {
         if matches!(kind, Kind::AgentPool | Kind::Deployment | Kind::DaemonSet) {
@@ -138,11 +168,11 @@ impl Inner {
     }
 }
 
-fn api(space: &Space, kind: Kind) -> Api<DynamicObject> {
+fn api(client: &Client, kind: Kind) -> Api<DynamicObject> {
     let (path, plural) = kind.names();
     let path = path.split_once('/').map_or("", |(_, rest)| rest);
     let (group, version) = path.split_once('/').unwrap_or(("", path));
     let gvk = GroupVersionKind::gvk(group, version, &format!("{kind:?}"));
     let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
-    Api::namespaced_with(space.cluster.client().clone(), &space.name, &resource)
+    Api::all_with(client.clone(), &resource)
 }

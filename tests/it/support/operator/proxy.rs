@@ -76,6 +76,7 @@ async fn pass(State(proxy): State<Proxy>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let Ok(body) = axum::body::to_bytes(body, usize::MAX).await else { return cut() };
     let json = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    let _flight = recorder.takes_off();
     let verdict = recorder.meet(Side::ControlPlane, Class::Write, &label, &path, &json).0;
     let request = Request::from_parts(parts, Body::from(body));
     match verdict {

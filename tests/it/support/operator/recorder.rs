@@ -3,8 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
-        Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -105,7 +105,18 @@ pub struct Recorder {
     events: Mutex<usize>,
     /// Counts outages of the API server: each ends all watches.
     outages: watch::Sender<u64>,
+    in_flight: AtomicUsize,
     start: Instant,
+}
+
+/// A write that is under way as long as this lives.
+#[derive(Debug)]
+pub struct Flight(Arc<Recorder>);
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// What is to be done with a call.
@@ -139,6 +150,7 @@ impl Recorder {
             seed,
             events: Mutex::new(0),
             outages: watch::Sender::new(0),
+            in_flight: AtomicUsize::new(0),
             start: Instant::now(),
         }
     }
@@ -188,6 +200,16 @@ impl Recorder {
         let (label, path, body) = (label.to_owned(), path.to_owned(), body.clone());
         inner.writes.push(Write { side, class, label, nth, path, body, failure, at: self.start.elapsed() });
         (verdict, inner.writes.len())
+    }
+
+    pub fn takes_off(self: &Arc<Self>) -> Flight {
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        Flight(self.clone())
+    }
+
+    /// Whether a write of the operator is under way.
+    pub fn is_busy(&self) -> bool {
+        self.in_flight.load(Ordering::SeqCst) > 0
     }
 
     /// A write has been answered by the API server with this object.

@@ -42,6 +42,8 @@ pub struct Execution {
 struct State {
     /// By uid.
     pods: BTreeMap<String, CancellationToken>,
+    /// Uids of those whose life is over.
+    ended: BTreeSet<String>,
     busy: BTreeSet<String>,
     executions: Vec<Execution>,
     done: usize,
@@ -111,6 +113,7 @@ impl Room {
             for pod in self.mirror.all(Kind::Pod) {
                 self.look(&pod, &stop);
             }
+            self.end_vanished();
             for kind in [Kind::Deployment, Kind::DaemonSet] {
                 for object in self.mirror.all(kind) {
                     self.roll_out(kind, &object).await;
@@ -123,6 +126,19 @@ impl Room {
             sleep(Duration::from_millis(5)).await;
             changes.mark_unchanged();
         }
+    }
+
+    /// A Pod that was not bound yet goes without notice.
+    fn end_vanished(&self) {
+        let lives = self.state().pods.clone();
+        let vanished = |(uid, ends): &(String, CancellationToken)| !ends.is_cancelled() && self.mirror.is_gone(uid);
+        lives.into_iter().filter(vanished).for_each(|(_, ends)| ends.cancel());
+    }
+
+    /// Whether every Pod that is to end has ended, with its agent.
+    pub fn is_at_rest(&self) -> bool {
+        let state = self.state();
+        state.pods.iter().all(|(uid, ends)| !ends.is_cancelled() || state.ended.contains(uid))
     }
 
     fn look(self: &Arc<Self>, pod: &Value, stop: &CancellationToken) {
@@ -350,6 +366,7 @@ async fn stop_of(room: &Room, pod: &Value, ends: CancellationToken) {
     let path = room.space.path(Kind::Pod, name);
     // Err: gone already.
     drop(room.space.cluster.call(Method::DELETE, &path, JSON, &options).await);
+    room.state().ended.extend(pod["metadata"]["uid"].as_str().map(str::to_owned));
 }
 
 /// The Secret that a Pod's agent has its token from.

@@ -44,9 +44,6 @@ pub const RESYNC: Duration = Duration::from_millis(900);
 /// How often an operator looks that is to be seen idle.
 const QUICK: Duration = Duration::from_millis(60);
 
-/// A visit that has begun to look at a pool has done what it does after this long.
-const THOUGHT: Duration = Duration::from_millis(400);
-
 /// What did not come about.
 #[derive(Debug, Clone)]
 pub struct Stuck(pub String);
@@ -343,34 +340,15 @@ impl Stage {
         ours.map(|pool| Value::Object(part(pool).into_iter().collect())).collect()
     }
 
-    /// Waits until the operator has looked at every pool a few times without writing anything, and everything that is
-    /// there is ready. Says how many passes it took.
+    /// Waits until the operator has looked at every pool so many times without writing anything or failing, and
+    /// everything that is there is ready.
     pub async fn settle(&self, ticks: usize) -> Result<(), Stuck> {
         let start = Instant::now();
         loop {
             let kinds = self.kinds();
             self.room.collect_garbage(&kinds).await;
-            let (before, reads) = (self.recorder.written(), self.reads());
-            let pools = self.mirror.all(Kind::AgentPool).len();
-            let quiet = Instant::now();
-            let mut looked = None;
-            let silent = loop {
-                sleep(Duration::from_millis(60)).await;
-                if self.recorder.written() != before {
-                    break false;
-                }
-                if looked.is_none() && self.reads() >= reads + ticks * pools {
-                    looked = Some(Instant::now());
-                }
-                // What was looked at is also thought about.
-                if looked.is_some_and(|at| at.elapsed() > THOUGHT) {
-                    break true;
-                }
-                if quiet.elapsed() > PATIENCE {
-                    return Err(Stuck("the operator looks at nothing any more".to_owned()));
-                }
-            };
-            let unready = self.unready();
+            let silent = self.is_silent(ticks).await?;
+            let unready = if silent { self.unready().await } else { None };
             if silent && unready.is_none() && self.room.collect_garbage(&kinds).await == 0 {
                 return Ok(());
             }
@@ -382,6 +360,30 @@ impl Stage {
                     "not settled; not ready: {unready:?}; the last writes, newest first:\n  {}",
                     last.join("\n  ")
                 )));
+            }
+        }
+    }
+
+    /// Whether nothing is written and nothing fails while every pool is visited so often, and Pods are not about to end.
+    async fn is_silent(&self, ticks: usize) -> Result<bool, Stuck> {
+        let (before, errors) = (self.recorder.written(), self.log.errors());
+        let pools = self.mirror.all(Kind::AgentPool).len();
+        let start = Instant::now();
+        // What was begun before may have seen what was there before.
+        let mut reads = None;
+        loop {
+            sleep(Duration::from_millis(50)).await;
+            if self.recorder.written() != before || self.recorder.is_busy() {
+                return Ok(false);
+            }
+            if self.log.visits() == 0 {
+                let reads = *reads.get_or_insert_with(|| self.reads());
+                if self.reads() >= reads + ticks * pools && self.room.is_at_rest() {
+                    return Ok(self.recorder.written() == before && self.log.errors() == errors);
+                }
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(Stuck("the operator looks at nothing any more, or a Pod does not end".to_owned()));
             }
         }
     }
@@ -445,9 +447,16 @@ impl Stage {
         self.recorder.calls(Side::ControlPlane, Class::Read, "control-plane GET agent-pools")
     }
 
-    fn unready(&self) -> Option<Value> {
-        let objects = [Kind::AgentPool, Kind::WorkspaceLink].into_iter().flat_map(|kind| self.mirror.all(kind));
-        objects.into_iter().find(|object| !is_ready(object)).map(|object| object["status"].clone())
+    /// As the API server has it now: what is heard of it may be late.
+    async fn unready(&self) -> Option<Value> {
+        let kinds = [Kind::AgentPool, Kind::WorkspaceLink].into_iter().filter(|kind| self.mirror.follows(*kind));
+        for kind in kinds {
+            let objects = self.space.list(kind).await;
+            if let Some(object) = objects.into_iter().find(|object| !is_ready(object)) {
+                return Some(object["status"].clone());
+            }
+        }
+        None
     }
 
     /// What a garbage collector does for somebody who waits for dependents, or leaves them.
