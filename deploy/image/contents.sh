@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2154 # $work is the script's
 # What an image contains, as the listings that archive.py reads: one function for each kind of content. Sourced, not run.
 #
 # Files that no machine has are written to $work, and written anew only when they are others: archive.py goes by that.
