@@ -340,7 +340,9 @@ fn logs() -> PathBuf {
 fn budget(clean: usize, schedule: &Schedule, more: &[Step]) -> usize {
     let cost = |trouble: &Trouble| match trouble {
         Trouble::Write { .. } => 6,
-        Trouble::Sight(_) | Trouble::Stale(_) | Trouble::Down { .. } => 8,
+        Trouble::Sight(_) | Trouble::Stale(_) => 8,
+        // Each object is tried again after 50 ms, 100 ms, …
+        Trouble::Down { ms, .. } => 8 + usize::try_from(ms / 150).unwrap_or(usize::MAX),
     };
     let troubles: usize = schedule.troubles.iter().map(cost).sum();
     let operators = if schedule.class == "F9" { 8 } else { 0 };

@@ -442,9 +442,9 @@ impl Stage {
         space.clear(&left).await;
     }
 
-    /// Passes over a pool begin by looking for it.
+    /// Only full passes over pools list their tokens.
     fn reads(&self) -> usize {
-        self.recorder.calls(Side::ControlPlane, Class::Read, "control-plane GET agent-pools")
+        self.recorder.calls(Side::ControlPlane, Class::Read, "control-plane GET agent-pools/*/access-tokens")
     }
 
     /// As the API server has it now: what is heard of it may be late.
