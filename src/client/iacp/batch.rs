@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex as Lock, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::Mutex;
@@ -11,29 +12,34 @@ use tokio::sync::Mutex;
 /// Keys of one read at most: they stand in an address.
 const MOST: usize = 50;
 
+/// A read that takes longer is not waited for by the next one: of a server that is away one deadline is enough.
+const PATIENCE: Duration = Duration::from_millis(100);
+
 /// Reads of things of one kind, by key.
 #[derive(Debug)]
-pub(super) struct Batch<K, T> {
+pub(super) struct Batch<K, T, E> {
     /// What is asked for next.
-    open: Lock<Arc<Round<K, T>>>,
-    /// One read at a time.
+    open: Lock<Arc<Round<K, T, E>>>,
+    /// Of the read that is under way.
     turn: Mutex<()>,
 }
 
+/// Those who are told by one read.
 #[derive(Debug)]
-struct Round<K, T> {
+struct Round<K, T, E> {
     keys: Lock<BTreeSet<K>>,
-    /// The inner `None`: the read failed, and everybody sees for himself.
-    answers: OnceLock<Option<BTreeMap<K, T>>>,
+    /// Of the one who reads.
+    lead: Mutex<()>,
+    answers: OnceLock<Result<BTreeMap<K, T>, E>>,
 }
 
-impl<K, T> Default for Round<K, T> {
+impl<K, T, E> Default for Round<K, T, E> {
     fn default() -> Self {
-        Self { keys: Lock::default(), answers: OnceLock::new() }
+        Self { keys: Lock::default(), lead: Mutex::default(), answers: OnceLock::new() }
     }
 }
 
-impl<K, T> Default for Batch<K, T> {
+impl<K, T, E> Default for Batch<K, T, E> {
     fn default() -> Self {
         Self { open: Lock::default(), turn: Mutex::default() }
     }
@@ -43,41 +49,34 @@ fn locked<T>(lock: &Lock<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<K: Ord + Clone, T: Clone> Batch<K, T> {
+impl<K: Ord + Clone, T: Clone, E: Clone> Batch<K, T, E> {
     /// The answer about `key` of a read that began after this call, maybe of another caller's. `read` gives those of
     /// the keys that there is something about.
-    pub(super) async fn get<E, F>(&self, key: K, read: impl Fn(Vec<K>) -> F) -> Result<Option<T>, E>
+    pub(super) async fn get<F>(&self, key: K, read: impl Fn(Vec<K>) -> F) -> Result<Option<T>, E>
     where
         F: Future<Output = Result<BTreeMap<K, T>, E>>,
     {
         let round = self.join(key.clone());
-        let turn = self.turn.lock().await;
-        match round.answers.get() {
-            Some(Some(answers)) => return Ok(answers.get(&key).cloned()),
-            Some(None) => {
-                // Not one after the other: each may take a whole deadline.
-                drop(turn);
-                return Ok(read(vec![key.clone()]).await?.remove(&key));
-            }
-            None => {}
+        let turn = tokio::time::timeout(PATIENCE, self.turn.lock()).await;
+        let lead = round.lead.lock().await;
+        if round.answers.get().is_none() {
+            self.close(&round);
+            let keys = locked(&round.keys).iter().cloned().collect();
+            // Whoever is dropped here leaves the round to the next of it.
+            let answers = read(keys).await;
+            // Err: it was set, which only the one who leads does.
+            drop(round.answers.set(answers));
         }
-        self.close(&round);
-        let keys = locked(&round.keys).iter().cloned().collect();
-        // Whoever is dropped here leaves the round to the next of it.
-        let (kept, mine) = match read(keys).await {
-            Ok(answers) => {
-                let mine = answers.get(&key).cloned();
-                (Some(answers), Ok(mine))
-            }
-            Err(error) => (None, Err(error)),
-        };
-        // Err: it was set, which only the holder of the turn does.
-        drop(round.answers.set(kept));
-        mine
+        drop((lead, turn));
+        match round.answers.get() {
+            Some(Ok(answers)) => Ok(answers.get(&key).cloned()),
+            Some(Err(error)) => Err(error.clone()),
+            None => Ok(None),
+        }
     }
 
     /// The round in which the key is read.
-    fn join(&self, key: K) -> Arc<Round<K, T>> {
+    fn join(&self, key: K) -> Arc<Round<K, T, E>> {
         let mut open = locked(&self.open);
         if locked(&open.keys).len() >= MOST {
             *open = Arc::default();
@@ -87,7 +86,7 @@ impl<K: Ord + Clone, T: Clone> Batch<K, T> {
     }
 
     /// From now on whoever asks is in the next round.
-    fn close(&self, round: &Arc<Round<K, T>>) {
+    fn close(&self, round: &Arc<Round<K, T, E>>) {
         let mut open = locked(&self.open);
         if Arc::ptr_eq(&open, round) {
             *open = Arc::default();
@@ -110,7 +109,7 @@ mod tests {
 
     /// Reads that wait for a permit each, and what they were asked.
     struct Server {
-        batch: Batch<&'static str, usize>,
+        batch: Batch<&'static str, usize, Infallible>,
         reads: Lock<Vec<Keys>>,
         asked: AtomicUsize,
         gate: Semaphore,
@@ -184,15 +183,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_a_read_that_failed_everybody_reads() {
-        let batch = Batch::<&str, u8>::default();
-        assert_eq!(batch.get("a", |_| async { Err("down") }).await, Err("down"));
-        assert_eq!(batch.get("a", |_| async { Ok::<_, &str>(BTreeMap::from([("a", 7)])) }).await, Ok(Some(7)));
+    async fn a_read_that_fails_fails_for_its_round_and_no_later_one() {
+        let (batch, reads) = (Batch::<&str, usize, usize>::default(), AtomicUsize::new(0));
+        let read = |keys: Vec<&'static str>| {
+            let number = reads.fetch_add(1, Ordering::SeqCst) + 1;
+            async move {
+                tokio::task::yield_now().await;
+                if number < 3 { Err(number) } else { Ok(keys.into_iter().map(|key| (key, number)).collect()) }
+            }
+        };
+        let answers = tokio::join!(batch.get("a", read), batch.get("b", read), batch.get("c", read));
+        assert_eq!(answers, (Err(1), Err(2), Err(2)));
+        assert_eq!(batch.get("a", read).await, Ok(Some(3)));
+    }
+
+    #[tokio::test]
+    async fn a_read_that_never_ends_holds_up_nobody_else() {
+        let batch = Batch::<&str, (), Infallible>::default();
+        let read = |keys: Vec<&'static str>| async move {
+            if keys == ["slow"] {
+                std::future::pending::<()>().await;
+            }
+            Ok(keys.into_iter().map(|key| (key, ())).collect())
+        };
+        let others = async { tokio::join!(batch.get("a", read), batch.get("b", read)) };
+        let answers = tokio::select! {
+            biased;
+            never = batch.get("slow", read) => panic!("{never:?}"),
+            answers = others => answers,
+            () = tokio::time::sleep(Duration::from_secs(30)) => panic!("they wait"),
+        };
+        assert_eq!(answers, (Ok(Some(())), Ok(Some(()))));
     }
 
     #[tokio::test]
     async fn no_read_asks_for_too_much() {
-        let batch = Batch::<usize, ()>::default();
+        let batch = Batch::<usize, (), Infallible>::default();
         let (most, all) = (AtomicUsize::new(0), 3 * MOST);
         let reads = (0..all).map(|key| {
             let most = &most;

@@ -123,11 +123,11 @@ fn refused(refusal: Refusal, id: Option<&str>) -> Error {
 }
 
 fn body(content: Option<&impl Serialize>) -> Result<Option<Value>> {
-    content.map(serde_json::to_value).transpose().map_err(|source| Error::Decode { source })
+    content.map(serde_json::to_value).transpose().map_err(Error::decode)
 }
 
 fn decode<T: DeserializeOwned>(answer: &[u8]) -> Result<T> {
-    serde_json::from_slice(answer).map_err(|source| Error::Decode { source })
+    serde_json::from_slice(answer).map_err(Error::decode)
 }
 
 #[cfg(test)]

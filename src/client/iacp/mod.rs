@@ -35,8 +35,8 @@ const READS: usize = 4;
 /// Rows per page of a list: the most that servers give.
 const PAGE_SIZE: u32 = 100;
 
-/// Why a call did not do its work.
-#[derive(Debug, thiserror::Error)]
+/// Why a call did not do its work. Those who asked together are told together, so it can be cloned.
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     #[error("{title}")]
     NotFound { title: String },
@@ -49,13 +49,13 @@ pub enum Error {
     #[error("the control plane refuses the token: {detail}")]
     Unauthorized { detail: String },
     #[error("the control plane at {host} cannot be reached")]
-    Unreachable { host: String, source: reqwest::Error },
+    Unreachable { host: String, source: Arc<reqwest::Error> },
     #[error("the control plane cannot answer now: {refusal}")]
     Unavailable { refusal: Box<Refusal> },
     #[error("the control plane answered unexpectedly: {refusal}")]
     Unexpected { refusal: Box<Refusal> },
     #[error("the control plane's answer could not be understood")]
-    Decode { source: serde_json::Error },
+    Decode { source: Arc<serde_json::Error> },
     /// The call is one of our own server's and the control plane is another one.
     #[error("the control plane does not know this call")]
     Unsupported,
@@ -70,6 +70,14 @@ impl Error {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Unavailable { .. })
+    }
+
+    fn decode(source: serde_json::Error) -> Self {
+        Self::Decode { source: Arc::new(source) }
+    }
+
+    fn misses(what: impl std::fmt::Display) -> Self {
+        Self::decode(serde::de::Error::custom(what))
     }
 
     fn from_refusal(refusal: Refusal) -> Self {
@@ -100,10 +108,10 @@ struct Inner {
     token: SecretString,
     http: Client,
     /// What whoever reconciles many objects asks of each of them.
-    environments: Batch<String, Environment>,
-    workspaces: Batch<(EnvironmentId, String), Workspace>,
-    pools: Batch<String, Pool>,
-    demands: Batch<PoolId, PoolDemand>,
+    environments: Batch<String, Environment, Error>,
+    workspaces: Batch<(EnvironmentId, String), Workspace, Error>,
+    pools: Batch<String, Pool, Error>,
+    demands: Batch<PoolId, PoolDemand, Error>,
 }
 
 impl ControlPlane {
@@ -151,7 +159,7 @@ impl ControlPlane {
     ) -> Result<Result<Vec<u8>, Refusal>> {
         let unreachable = |source: reqwest::Error| Error::Unreachable {
             host: self.0.base.host_str().unwrap_or_default().to_owned(),
-            source: source.without_url(),
+            source: Arc::new(source.without_url()),
         };
         let mut request = self
             .0
@@ -180,7 +188,7 @@ impl ControlPlane {
             .build();
         loop {
             let error = match self.call(Method::GET, url.clone(), None).await {
-                Ok(body) => return serde_json::from_slice(&body).map_err(|source| Error::Decode { source }),
+                Ok(body) => return serde_json::from_slice(&body).map_err(Error::decode),
                 Err(error) => error,
             };
             let wanted = match &error {
@@ -231,10 +239,9 @@ impl ControlPlane {
 
     /// Creates or updates; the resource as the server has it now.
     async fn write(&self, method: Method, path: &str, resource: &Resource) -> Result<Resource> {
-        let body = serde_json::to_value(Document::new(resource)).map_err(|source| Error::Decode { source })?;
+        let body = serde_json::to_value(Document::new(resource)).map_err(Error::decode)?;
         let answer = self.call(method, self.url(path, &[])?, Some(&body)).await?;
-        let document: Document<Resource> =
-            serde_json::from_slice(&answer).map_err(|source| Error::Decode { source })?;
+        let document: Document<Resource> = serde_json::from_slice(&answer).map_err(Error::decode)?;
         Ok(document.data)
     }
 
@@ -270,9 +277,7 @@ fn id_of<T: std::str::FromStr>(resource: &Resource) -> Result<T> {
 }
 
 fn parse_id<T: std::str::FromStr>(text: &str) -> Result<T> {
-    text.parse().map_err(|_| Error::Decode {
-        source: serde::de::Error::custom(format!("`{text}` is no identifier of the expected kind")),
-    })
+    text.parse().map_err(|_| Error::misses(format!("`{text}` is no identifier of the expected kind")))
 }
 
 #[cfg(test)]

@@ -139,9 +139,11 @@ impl ControlPlane {
         let path = format!("{}/{pool}/{}", kind::AGENT_POOLS, kind::ACCESS_TOKENS);
         let resource = with_attributes(kind::ACCESS_TOKENS, attributes)?;
         let mut created = token(&self.write(Method::POST, &path, &resource).await?)?;
-        let secret = created.attributes.token.take().ok_or_else(|| Error::Decode {
-            source: serde::de::Error::custom("the answer to the creation of a token holds no token"),
-        })?;
+        let secret = created
+            .attributes
+            .token
+            .take()
+            .ok_or_else(|| Error::misses("the answer to the creation of a token holds no token"))?;
         Ok((created, SecretString::from(secret)))
     }
 
@@ -172,13 +174,11 @@ impl ControlPlane {
 }
 
 fn with_attributes<T: serde::Serialize>(kind: &str, attributes: &T) -> Result<Resource> {
-    Resource { kind: kind.to_owned(), ..Resource::default() }
-        .with_attributes(attributes)
-        .map_err(|source| Error::Decode { source })
+    Resource { kind: kind.to_owned(), ..Resource::default() }.with_attributes(attributes).map_err(Error::decode)
 }
 
 fn decode<T: serde::de::DeserializeOwned>(resource: &Resource) -> Result<T> {
-    resource.decode().map_err(|source| Error::Decode { source })
+    resource.decode().map_err(Error::decode)
 }
 
 fn token(resource: &Resource) -> Result<PoolToken> {

@@ -106,9 +106,7 @@ fn named(kind: &str, name: &str) -> Resource {
 
 fn name_of(resource: &Resource) -> Result<String> {
     let name = resource.attributes.get("name").and_then(|name| name.as_str());
-    name.map(str::to_owned).ok_or_else(|| Error::Decode {
-        source: serde::de::Error::custom(format!("a resource of type {} has no name", resource.kind)),
-    })
+    name.map(str::to_owned).ok_or_else(|| Error::misses(format!("a resource of type {} has no name", resource.kind)))
 }
 
 fn environment(resource: &Resource) -> Result<Environment> {
@@ -120,8 +118,7 @@ fn workspace(resource: &Resource) -> Result<Workspace> {
         ToOne::To(linkage) => Some(linkage.id),
         ToOne::Absent | ToOne::Null => None,
     };
-    let environment = related("environment")
-        .ok_or_else(|| Error::Decode { source: serde::de::Error::custom("a workspace names no environment") })?;
+    let environment = related("environment").ok_or_else(|| Error::misses("a workspace names no environment"))?;
     Ok(Workspace {
         id: id_of(resource)?,
         name: name_of(resource)?,

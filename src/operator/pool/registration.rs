@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use kube::{Resource, ResourceExt};
 use secrecy::SecretString;
+use serde_json::json;
 
 use super::{
     Pass,
@@ -123,7 +124,12 @@ impl Pass<'_> {
             ca: connection.ca.as_deref(),
         };
         if !stored.is_some_and(|secret| secret::matches(secret, &content, &self.name)) {
-            let meta = workloads::metadata(&self.view(&known), name);
+            let mut meta = workloads::metadata(&self.view(&known), name);
+            if let Some(stored) = stored {
+                // Whoever stood still meanwhile must not put an old token in the place of a later one.
+                meta["uid"] = json!(stored.meta().uid);
+                meta["resourceVersion"] = json!(stored.meta().resource_version);
+            }
             let (manifest, shown) = secret::manifest(meta, &content);
             self.common
                 .cluster
