@@ -51,6 +51,22 @@ async fn environments(connection: &mut AnyConnection, id: &PoolId) -> Result<Vec
     rows.iter().map(|row| row.id("environment_id")).collect()
 }
 
+/// Other pools that have the name of this one in its scope, or its external id; without their environments.
+pub async fn rivals(connection: &mut AnyConnection, wanted: &Pool) -> Result<Vec<Pool>> {
+    let rows = sqlx::query(
+        "SELECT * FROM pools WHERE account_id = $1 AND scope_key = $2 AND name = $3 AND id <> $4 \
+         UNION SELECT * FROM pools WHERE account_id = $1 AND external_id = $5 AND id <> $4",
+    )
+    .bind(wanted.account_id.as_str())
+    .bind(wanted.environment_id.as_ref().map_or("", EnvironmentId::as_str))
+    .bind(&wanted.name)
+    .bind(wanted.id.as_str())
+    .bind(wanted.external_id.as_deref())
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(pool).collect()
+}
+
 /// All of an account, by name.
 pub async fn of_account(connection: &mut AnyConnection, account_id: &AccountId) -> Result<Vec<Pool>> {
     let rows = sqlx::query("SELECT * FROM pools WHERE account_id = $1 ORDER BY name, id")

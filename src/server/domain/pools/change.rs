@@ -185,10 +185,7 @@ fn check_name(name: &str) -> Result<()> {
 /// Asked before writing, because a unique violation does not say which index it was. Writers take turns, so
 /// nothing slips in between; on PostgreSQL the index still refuses.
 async fn check_unique(connection: &mut AnyConnection, pool: &Pool) -> Result<()> {
-    for other in store::pools::of_account(connection, &pool.account_id).await? {
-        if other.id == pool.id {
-            continue;
-        }
+    for other in store::pools::rivals(connection, pool).await? {
         if other.environment_id == pool.environment_id && other.name == pool.name {
             let detail = format!("Name has already been taken: there is an agent pool `{}` in this scope.", pool.name);
             return Err(Error::attribute("name", detail));
