@@ -44,7 +44,7 @@ impl ControlPlane {
             let ids: Vec<&str> = pools.iter().map(PoolId::as_str).collect();
             let url = self.url(&format!("{}/demand", kind::AGENT_POOLS), &[("pools", &ids.join(","))])?;
             // A server without this route takes `demand` for the id of a pool: that is no missing object.
-            let answer = self.exchange(Method::GET, url, None, CALL).await?;
+            let answer = self.exchange(Method::GET, url, None, self.patience()).await?;
             decode(&answer.map_err(|refusal| refused(refusal, None))?)
         };
         let demand = self.0.demands.get(pool.clone(), read).await?;

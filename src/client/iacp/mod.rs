@@ -7,7 +7,11 @@ mod demand;
 mod pools;
 mod workspaces;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use reqwest::{Client, Method, StatusCode, Url};
@@ -28,6 +32,10 @@ use crate::{
 
 /// Deadline of one call.
 const CALL: Duration = Duration::from_secs(20);
+
+/// Deadline of a read just after another one had none in time: a server that is away must not hold up whoever has work
+/// with others. It grows with the time that nothing is heard, so that one that is only slow is not given up.
+const SHORTEST: Duration = Duration::from_secs(2);
 
 /// A read that the server is too busy for is tried this often in all.
 const READS: usize = 4;
@@ -107,6 +115,8 @@ struct Inner {
     base: Url,
     token: SecretString,
     http: Client,
+    /// Since when calls are not answered in time.
+    silent_since: Mutex<Option<Instant>>,
     /// What whoever reconciles many objects asks of each of them.
     environments: Batch<String, Environment, Error>,
     workspaces: Batch<(EnvironmentId, String), Workspace, Error>,
@@ -122,6 +132,7 @@ impl ControlPlane {
             base,
             token,
             http,
+            silent_since: Mutex::default(),
             environments: Batch::default(),
             workspaces: Batch::default(),
             pools: Batch::default(),
@@ -146,7 +157,27 @@ impl ControlPlane {
 
     /// One call; the body of the answer.
     async fn call(&self, method: Method, url: Url, body: Option<&Value>) -> Result<Vec<u8>> {
-        self.exchange(method, url, body, CALL).await?.map_err(Error::from_refusal)
+        let deadline = if method == Method::GET { self.patience() } else { CALL };
+        self.exchange(method, url, body, deadline).await?.map_err(Error::from_refusal)
+    }
+
+    fn silent_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.silent_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Deadline of a read.
+    fn patience(&self) -> Duration {
+        patience(self.silent_since().map(|since| since.elapsed()))
+    }
+
+    /// Notes whether there was an answer in time.
+    fn note(&self, error: Option<&reqwest::Error>) {
+        let mut since = self.silent_since();
+        match error {
+            Some(error) if error.is_timeout() => drop(since.get_or_insert_with(Instant::now)),
+            Some(_) => {}
+            None => *since = None,
+        }
     }
 
     /// One call; the body of the answer, or the refusal as it came.
@@ -171,7 +202,9 @@ impl ControlPlane {
         if let Some(body) = body {
             request = request.header(reqwest::header::CONTENT_TYPE, CONTENT_TYPE).body(body.to_string());
         }
-        let response = request.send().await.map_err(unreachable)?;
+        let response = request.send().await;
+        self.note(response.as_ref().err());
+        let response = response.map_err(unreachable)?;
         Ok(match success_or_refusal(response, CALL).await {
             Ok(response) => Ok(response.bytes().await.map_err(unreachable)?.to_vec()),
             Err(refusal) => Err(refusal),
@@ -254,6 +287,11 @@ impl ControlPlane {
     }
 }
 
+/// Deadline of a read when nothing was heard for so long.
+fn patience(silent: Option<Duration>) -> Duration {
+    silent.map_or(CALL, |silent| (silent / 4).clamp(SHORTEST, CALL))
+}
+
 /// The values of a filter that together find all of these: one for all that can stand in a list.
 fn filter_values(values: BTreeSet<&str>) -> Vec<String> {
     let alone = |value: &&str| value.contains([',', ':']) || value.trim() != *value || matches!(*value, "" | "null");
@@ -283,6 +321,13 @@ fn parse_id<T: std::str::FromStr>(text: &str) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_silent_server_is_given_less_time_at_first_and_all_of_it_later() {
+        let seconds = |silent| patience(silent).as_secs();
+        assert_eq!(seconds(None), 20);
+        assert_eq!([0, 8, 40, 80, 600].map(|silent| seconds(Some(Duration::from_secs(silent)))), [2, 2, 10, 20, 20]);
+    }
 
     #[test]
     fn what_a_list_cannot_hold_is_asked_for_alone() {
