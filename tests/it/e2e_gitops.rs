@@ -70,6 +70,7 @@ async fn what_another_field_manager_applied_is_left_to_it_and_drift_of_ours_is_r
     let kubectl = world.kubectl();
     let open = json!({"spec": {"egress": [{}]}}).to_string();
     kubectl.run(&["patch", "networkpolicy", "kept-agents", "--type=merge", "--patch", &open]);
+    world.kill_operator().await;
     becomes_again(&world, policy, "the NetworkPolicy is closed again", |found| found["spec"] == before).await;
     kubectl.run(&["delete", "networkpolicy", "kept-agents"]);
     becomes_again(&world, policy, "the NetworkPolicy is back", |found| found["spec"] == before).await;
@@ -104,6 +105,7 @@ async fn what_another_field_manager_applied_is_left_to_it_and_drift_of_ours_is_r
 
     // A change of the author's counts.
     apply(&world, &manifests(&world, 2));
+    world.kill_operator().await;
     world.pods_become("kept", "two are ready", |pods| pods.len() == 2 && pods.iter().all(is_ready)).await;
     assert!(world.calls("patch", "networkpolicies", 200) <= 4, "what is in line is written again and again");
 
@@ -112,8 +114,9 @@ async fn what_another_field_manager_applied_is_left_to_it_and_drift_of_ours_is_r
         "delete",
         "agentpools,workspacelinks",
         "--selector=app.kubernetes.io/managed-by=gitops",
-        "--timeout=90s",
+        "--wait=false",
     ]);
+    world.kill_operator().await;
     world.nothing_is_left().await;
 }
 

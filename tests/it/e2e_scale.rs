@@ -41,8 +41,8 @@ async fn ten_queued_runs_bring_ten_agents_and_then_none_is_left() {
     let first = world.pods_become("burst", "the first is created", |pods| !pods.is_empty()).await;
     println!("queued → Pod created: {:?} ({} Pods)", runs[0].queued.elapsed(), first.len());
 
-    // All at once, and never more than allowed.
-    let (mut seen, mut most) = (BTreeSet::new(), 0);
+    // All at once, and never more than allowed; whoever makes them may die in the middle of it.
+    let (mut seen, mut most, mut killed) = (BTreeSet::new(), 0, false);
     world
         .until("every run is applied", async || {
             let pods = world.pods("burst").await;
@@ -52,6 +52,10 @@ async fn ten_queued_runs_bring_ten_agents_and_then_none_is_left() {
                 .collect();
             most = most.max(living.len());
             seen.extend(pods.iter().map(|pod| name(pod).to_owned()));
+            if !killed && seen.len() > 1 {
+                world.kill_operator().await;
+                killed = true;
+            }
             let mut waiting = Vec::new();
             for run in &runs {
                 let found = world.run(run).await;

@@ -1,7 +1,7 @@
 //! The operator's fault suite: every write × crashes and errors, distorted watches, outages, meddling, two operators,
 //! random walks. One test a class of faults; the table of all is target/test-logs/operator-faults.txt.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::json;
 use terrapool::crd::names;
@@ -28,12 +28,20 @@ fn points() -> Vec<(String, Write)> {
     clean.iter().flat_map(of).collect()
 }
 
-/// Every write point with `each` of these failures, another part of them at each point.
+/// Every write point with at least `each` of these failures: another part of them at each point of the same kind of
+/// write, so that every kind meets all of them.
 fn every_point(class: &'static str, failures: &[Failure], each: usize) {
-    let schedules = points().into_iter().enumerate().flat_map(|(number, (scenario, write))| {
-        (0..each).map(move |k| {
-            let failure = failures[(number * each + k) % failures.len()];
-            (schedule(class, &scenario, vec![Trouble::Write { at: write.point(), failure }]), Vec::new())
+    let mut of_kind = BTreeMap::<String, Vec<(String, Write)>>::new();
+    for point in points() {
+        of_kind.entry(point.1.label.clone()).or_default().push(point);
+    }
+    let schedules = of_kind.into_values().flat_map(|points| {
+        let each = each.max(failures.len().div_ceil(points.len()));
+        points.into_iter().enumerate().flat_map(move |(number, (scenario, write))| {
+            (0..each).map(move |k| {
+                let failure = failures[(number * each + k) % failures.len()];
+                (schedule(class, &scenario, vec![Trouble::Write { at: write.point(), failure }]), Vec::new())
+            })
         })
     });
     hub().play(schedules.collect());

@@ -106,7 +106,7 @@ impl Process {
                 let asked = dir.write_cancel("kill").await;
                 let killed = tokio::time::timeout(KILL_PATIENCE, self.wait(dir, spec)).await;
                 if asked.is_err() || killed.is_err() {
-                    self.kill(dir, spec);
+                    self.kill(dir, spec).await;
                 }
                 Ok(())
             }
@@ -117,7 +117,7 @@ impl Process {
         if !dir.has_result() && self.find(dir, spec).is_some() {
             return self.signal(dir, spec, Signal::Kill).await;
         }
-        self.kill(dir, spec);
+        self.kill(dir, spec).await;
         Ok(())
     }
 
@@ -137,9 +137,17 @@ impl Process {
         swept
     }
 
-    fn kill(&self, dir: &JobDir, spec: &JobSpec) {
-        if let Some(pid) = self.find(dir, spec) {
-            kill_group(pid);
+    /// Returns when the runner is gone: a signal only starts its end, and the caller removes the directory next.
+    async fn kill(&self, dir: &JobDir, spec: &JobSpec) {
+        let Some(pid) = self.find(dir, spec) else { return };
+        kill_group(pid);
+        let gone = async {
+            while self.find(dir, spec).is_some() {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        if tokio::time::timeout(KILL_PATIENCE, gone).await.is_err() {
+            tracing::warn!(job = %spec.job_id, pid, "the runner does not end although it was killed");
         }
     }
 
