@@ -38,7 +38,7 @@ pub(super) struct Args {
     #[arg(long, env = "TERRAPOOL_RESYNC_SECONDS", default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     resync: u64,
     /// Objects of each kind that are worked on at a time.
-    #[arg(long, env = "TERRAPOOL_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "TERRAPOOL_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
     /// Let several operators run, of which one works: the one that holds the Lease terrapool-operator.
     #[arg(long, env = "TERRAPOOL_LEADER_ELECTION", default_value_t = true, action = clap::ArgAction::Set)]

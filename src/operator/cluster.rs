@@ -16,9 +16,9 @@ use kube::{
         PropagationPolicy,
     },
     config::{KubeConfigOptions, Kubeconfig},
-    core::NamespaceResourceScope,
+    core::{NamespaceResourceScope, Request},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{leader::Fence, workloads::OwnedKind};
@@ -447,13 +447,30 @@ impl Cluster {
             return Ok(None);
         }
         let params = PatchParams::apply(manager).force();
-        let call = async { self.api::<K>(&namespace).patch_status(&name, &params, &Patch::Apply(&patch)).await };
+        let request = Request::new(K::url_path(&(), Some(&namespace)));
+        let call = async {
+            let request = request.patch_subresource("status", &name, &params, &Patch::Apply(&patch));
+            // The answer is the whole object, of which its version is news.
+            self.client.request::<Versioned>(request.map_err(kube::Error::BuildRequest)?).await
+        };
         match within(|| format!("write the status of {}", object()), call).await {
-            Ok(object) => Ok(version(&object)),
+            Ok(object) => Ok(object.metadata.resource_version.and_then(|version| version.parse().ok())),
             Err(error) if error.code() == Some(404) => Ok(None),
             Err(error) => Err(error),
         }
     }
+}
+
+/// As much of an answer as is read.
+#[derive(Deserialize)]
+struct Versioned {
+    metadata: VersionedMeta,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct VersionedMeta {
+    resource_version: Option<String>,
 }
 
 /// Whether the object has that finalizer.

@@ -1,18 +1,18 @@
 //! The two controllers of one namespace, or of all: their watches, what triggers a visit, how many at a time.
 
 use std::{
-    collections::hash_map::DefaultHasher,
+    collections::{HashMap, hash_map::DefaultHasher},
     hash::{Hash, Hasher},
     sync::Arc,
     time::Duration,
 };
 
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, future, stream};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Client, Resource, ResourceExt,
     runtime::{
-        Controller, PredicateConfig, WatchStreamExt,
+        Controller, WatchStreamExt,
         controller::{self, Action},
         reflector::{self, ObjectRef, Store},
         watcher,
@@ -22,13 +22,14 @@ use tokio::sync::mpsc;
 
 use super::{
     Common, Error, MISSING,
+    cluster::has_finalizer,
     health::Pending,
     link,
     owned::{self, FILL, Owned, Triggers, api},
     pool,
 };
 use crate::{
-    crd::{AgentPool, WorkspaceLink, names},
+    crd::{AgentPool, LINK_FINALIZER, POOL_FINALIZER, WorkspaceLink, names},
     shutdown::Shutdown,
     telemetry::Chain,
 };
@@ -117,22 +118,20 @@ async fn run_both(common: Common, watched: Watched<'_>, concurrency: u16, shutdo
                 waiting.waiting_for(pool).into_iter().for_each(|link| drop(helped.send(link)));
             }
         })
-        .predicate_filter(
-            |pool: &AgentPool| visited(pool, pool.status.as_ref().is_some_and(|status| !status.conditions.is_empty())),
-            PredicateConfig::default(),
-        );
+        .try_filter(worth_a_visit(|pool: &AgentPool| Progress {
+            finalizer: has_finalizer(pool, POOL_FINALIZER),
+            status: pool.status.as_ref().is_some_and(|status| !status.conditions.is_empty()),
+        }));
     let link_stream = watcher(api::<WorkspaceLink>(&client, namespace), paged())
         .default_backoff()
         .inspect(note_missing(pending.clone()))
         .modify(slim)
         .reflect(link_writer)
         .touched_objects()
-        .predicate_filter(
-            |link: &WorkspaceLink| {
-                visited(link, link.status.as_ref().is_some_and(|status| !status.conditions.is_empty()))
-            },
-            PredicateConfig::default(),
-        );
+        .try_filter(worth_a_visit(|link: &WorkspaceLink| Progress {
+            finalizer: has_finalizer(link, LINK_FINALIZER),
+            status: link.status.as_ref().is_some_and(|status| !status.conditions.is_empty()),
+        }));
     let stop = || shutdown.drain.clone().cancelled_owned();
     let config = || controller::Config::default().concurrency(concurrency).debounce(DEBOUNCE);
     let pools = Controller::for_stream(pool_stream, pools)
@@ -189,16 +188,41 @@ fn slim<K: Resource>(object: &mut K) {
     }
 }
 
-/// What a change of is worth a visit: not our own writes of status, but that somebody wiped it.
-fn visited<K: Resource>(object: &K, has_status: bool) -> Option<u64> {
+/// What our own visits make of an object.
+#[derive(Debug, Clone, Copy)]
+struct Progress {
+    /// It has our finalizer.
+    finalizer: bool,
+    /// It has a status of ours.
+    status: bool,
+}
+
+/// Which changes of objects are worth a visit: not our own writes, but that somebody undid them.
+fn worth_a_visit<K: Resource<DynamicType = ()>>(
+    progress: impl Fn(&K) -> Progress,
+) -> impl FnMut(&K) -> future::Ready<bool> {
+    let mut known: HashMap<ObjectRef<K>, (u64, Progress)> = HashMap::new();
+    move |object| {
+        let key = ObjectRef::from_obj(object);
+        let (wanted, now) = (wanted(object), progress(object));
+        let before = known.insert(key.clone(), (wanted, now));
+        if object.meta().deletion_timestamp.is_some() && object.finalizers().is_empty() {
+            known.remove(&key);
+        }
+        let undone = |before: Progress| (before.finalizer && !now.finalizer) || (before.status && !now.status);
+        future::ready(before.is_none_or(|(last, before)| last != wanted || undone(before)))
+    }
+}
+
+/// What is asked for: by the spec, by annotations, and by deleting the object.
+fn wanted<K: Resource>(object: &K) -> u64 {
     let meta = object.meta();
-    let annotation = |name: &str| object.annotations().get(name).cloned();
+    let annotation = |name: &str| object.annotations().get(name);
     let mut hasher = DefaultHasher::new();
-    (&meta.uid, meta.generation, &meta.finalizers, has_status).hash(&mut hasher);
-    meta.deletion_timestamp.is_some().hash(&mut hasher);
+    (&meta.uid, meta.generation, meta.deletion_timestamp.is_some()).hash(&mut hasher);
     (annotation(names::PAUSED), annotation(names::RECONCILE_REQUEST), annotation(names::FORCE_DELETE))
         .hash(&mut hasher);
-    Some(hasher.finish())
+    hasher.finish()
 }
 
 fn follow_pods(client: &Client, namespace: Option<&str>) -> (Store<Pod>, Triggers) {
@@ -253,5 +277,50 @@ where
             tracing::error!(error = %Chain(&error), "a controller has a fault");
         }
         Ok(_) | Err(controller::Error::ObjectNotFound(_) | controller::Error::ReconcilerFailed(..)) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn link(change: impl FnOnce(&mut Value)) -> WorkspaceLink {
+        let mut link = json!({"metadata": {"name": "app", "namespace": "n", "uid": "u", "generation": 1},
+            "spec": {"poolRef": {"name": "p"}, "workspace": {"id": "ws-1"}}});
+        change(&mut link);
+        serde_json::from_value(link).unwrap()
+    }
+
+    #[test]
+    fn our_own_writes_are_worth_no_visit_and_what_undoes_them_is() {
+        let mut filter = worth_a_visit(|link: &WorkspaceLink| Progress {
+            finalizer: has_finalizer(link, LINK_FINALIZER),
+            status: link.status.is_some(),
+        });
+        let mut visits = |link: WorkspaceLink| filter(&link).into_inner();
+        let finalizer = |link: &mut Value| link["metadata"]["finalizers"] = json!([LINK_FINALIZER]);
+        let done = |link: &mut Value| {
+            link["metadata"]["finalizers"] = json!([LINK_FINALIZER]);
+            link["status"] = json!({"conditions": []});
+        };
+        assert!(visits(link(|_| {})), "it is new");
+        assert!(!visits(link(finalizer)) && !visits(link(done)), "we did that");
+        assert!(!visits(link(|link| {
+            done(link);
+            link["metadata"]["labels"] = json!({"a": "b"});
+        })));
+        assert!(visits(link(finalizer)), "its status was wiped");
+        assert!(!visits(link(done)));
+        assert!(visits(link(|link| link["status"] = json!({"conditions": []}))), "its finalizer was taken");
+        assert!(visits(link(|link| {
+            done(link);
+            link["metadata"]["generation"] = json!(2);
+        })));
+        assert!(visits(link(|link| {
+            done(link);
+            link["metadata"]["uid"] = json!("another");
+        })));
     }
 }

@@ -23,6 +23,7 @@ mod error;
 mod events;
 mod facts;
 mod link;
+mod own_pools;
 mod owned;
 mod pool;
 
@@ -41,6 +42,7 @@ use self::{
     events::Events,
     health::Pending,
     leader::{Candidate, Fence},
+    own_pools::OwnPools,
     owned::Owned,
 };
 pub use self::{control_planes::DefaultControlPlane, error::Error, metrics::Metrics};
@@ -94,7 +96,7 @@ impl Config {
             control_plane: None,
             agent_image,
             resync: Duration::from_secs(300),
-            concurrency: 16,
+            concurrency: 32,
             backoff: (Duration::from_millis(200), Duration::from_secs(60)),
             identity,
             leader_election: None,
@@ -123,6 +125,7 @@ struct Common {
     cluster: Cluster,
     control_planes: ControlPlanes,
     owned: Owned,
+    own_pools: OwnPools,
     seam: Seam,
     clock: Clock,
     events: Events,
@@ -160,6 +163,7 @@ impl Common {
             cluster,
             control_planes,
             owned,
+            own_pools: OwnPools::default(),
             seam,
             clock: config.clock.clone(),
             events: Events::none(),

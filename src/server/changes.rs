@@ -3,16 +3,21 @@
 //! outlives the process: a cursor of an earlier one is recognised and worth nothing.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicI64},
+    time::Duration,
 };
 
 use rand::RngExt;
+use tokio::time::Instant;
 
 use crate::ids::{AccountId, PoolId};
 
 /// Pools of one account whose last change is remembered: some hundred bytes each.
 const REMEMBERED: usize = 16_384;
+
+/// How long changes that are no hurry wait for others, so that thousands of them are not thousands of answers.
+const TOGETHER: Duration = Duration::from_secs(2);
 
 /// The news of all accounts.
 #[derive(Debug)]
@@ -20,6 +25,7 @@ pub struct Changes {
     /// Tells this process from every other one.
     boot: String,
     remembered: usize,
+    together: Duration,
     known: Mutex<Known>,
     /// Up to when agents that fell silent have been looked for, in milliseconds since 1970; 0: not yet.
     pub silent_until: AtomicI64,
@@ -38,6 +44,10 @@ struct Feed {
     /// Changes up to this one may be forgotten.
     forgotten: u64,
     order: BTreeMap<u64, PoolId>,
+    /// Pools with changes that wait for others.
+    waiting: BTreeSet<PoolId>,
+    /// When those are told.
+    due: Option<Instant>,
 }
 
 /// What is new since a cursor.
@@ -50,14 +60,14 @@ pub struct News {
 
 impl Default for Changes {
     fn default() -> Self {
-        Self::remembering(REMEMBERED)
+        Self::new(REMEMBERED, TOGETHER)
     }
 }
 
 impl Changes {
-    fn remembering(remembered: usize) -> Self {
+    fn new(remembered: usize, together: Duration) -> Self {
         let boot = format!("{:032x}", rand::rng().random::<u128>());
-        Self { boot, remembered, known: Mutex::default(), silent_until: AtomicI64::new(0) }
+        Self { boot, remembered, together, known: Mutex::default(), silent_until: AtomicI64::new(0) }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -71,8 +81,25 @@ impl Changes {
 
     /// Something about the pool is different. Call it after the commit.
     pub fn record(&self, account: &AccountId, pool: &PoolId) {
-        let known = &mut *self.known();
+        self.number(&mut self.known(), account, pool);
+    }
+
+    /// The same of something that nobody is in a hurry for: told a moment later, together with others.
+    pub fn record_later(&self, account: &AccountId, pool: &PoolId) {
+        let mut known = self.known();
         let feed = known.feeds.entry(account.clone()).or_default();
+        feed.waiting.insert(pool.clone());
+        feed.due.get_or_insert_with(|| Instant::now() + self.together);
+    }
+
+    /// When changes are told that wait now.
+    pub fn due(&self, account: &AccountId) -> Option<Instant> {
+        self.known().feeds.get(account)?.due
+    }
+
+    fn number(&self, known: &mut Known, account: &AccountId, pool: &PoolId) {
+        let feed = known.feeds.entry(account.clone()).or_default();
+        feed.waiting.remove(pool);
         feed.last += 1;
         if let Some((_, before)) = known.pools.insert(pool.clone(), (account.clone(), feed.last)) {
             feed.order.remove(&before);
@@ -88,7 +115,15 @@ impl Changes {
 
     /// What changed in the account since `cursor`.
     pub fn since(&self, account: &AccountId, cursor: Option<&str>) -> News {
-        let known = self.known();
+        let mut known = self.known();
+        if let Some(feed) =
+            known.feeds.get_mut(account).filter(|feed| feed.due.is_some_and(|due| due <= Instant::now()))
+        {
+            feed.due = None;
+            for pool in std::mem::take(&mut feed.waiting) {
+                self.number(&mut known, account, &pool);
+            }
+        }
         let none = Feed::default();
         let feed = known.feeds.get(account).unwrap_or(&none);
         let seen = cursor
@@ -131,6 +166,27 @@ mod tests {
     }
 
     #[test]
+    fn what_can_wait_is_told_when_it_is_due_or_with_something_urgent_about_the_same_pool() {
+        let a = account("a");
+        let news = |changes: &Changes, cursor: &str| changes.since(&a, Some(cursor)).pools.unwrap();
+        let patient = Changes::new(100, Duration::from_secs(3600));
+        let start = patient.since(&a, None).cursor;
+        patient.record_later(&a, &pool(1));
+        patient.record_later(&a, &pool(2));
+        assert_eq!(news(&patient, &start), []);
+        patient.record(&a, &pool(2));
+        assert_eq!(news(&patient, &start), [pool(2)]);
+        assert!(patient.due(&a).is_some(), "pool 1 waits");
+
+        let hasty = Changes::new(100, Duration::ZERO);
+        let start = hasty.since(&a, None).cursor;
+        hasty.record_later(&a, &pool(1));
+        hasty.record_later(&a, &pool(1));
+        assert_eq!(news(&hasty, &start), [pool(1)]);
+        assert_eq!((hasty.due(&a), news(&hasty, &hasty.since(&a, None).cursor)), (None, vec![]));
+    }
+
+    #[test]
     fn cursors_that_say_nothing_get_everything() {
         let changes = Changes::default();
         let a = account("a");
@@ -144,7 +200,7 @@ mod tests {
 
     #[test]
     fn what_is_too_old_is_forgotten_and_its_cursors_get_everything() {
-        let changes = Changes::remembering(100);
+        let changes = Changes::new(100, TOGETHER);
         let a = account("a");
         let start = changes.since(&a, None).cursor;
         for number in 0..100 {

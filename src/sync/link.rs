@@ -8,6 +8,7 @@ use crate::{
         conditions::reason,
         workspace_link::{LinkDeletion, OnConflict, WorkspaceLinkSpec},
     },
+    ids::EnvironmentId,
 };
 
 /// What a pass works on.
@@ -16,6 +17,8 @@ pub struct LinkInput<'a> {
     pub spec: &'a WorkspaceLinkSpec,
     /// uid of the AgentPool that `poolRef` names; `None`: there is none of that name.
     pub pool_uid: Option<&'a str>,
+    /// That AgentPool's pool as it was seen last, instead of a look; `None`: it is looked for.
+    pub seen: Option<&'a Pool>,
 }
 
 /// What was seen and done.
@@ -65,8 +68,7 @@ pub fn plan(on_conflict: OnConflict, pool: &Pool, workspace: &Workspace, title: 
 /// # Errors
 /// When a call failed.
 pub async fn inspect(context: &Context, input: LinkInput<'_>) -> Result<Option<LinkReport>> {
-    let Ok((workspace, title)) = find_workspace(context, input.spec, false).await? else { return Ok(None) };
-    let Ok(pool) = find_pool(context, input, &workspace).await? else { return Ok(None) };
+    let Ok((workspace, title, pool)) = find(context, input, false).await? else { return Ok(None) };
     let in_line = plan(input.spec.on_conflict, &pool, &workspace, &title) == Ok(Plan::Nothing);
     Ok(in_line.then_some(LinkReport { pool, workspace, title, changed: false }))
 }
@@ -76,8 +78,7 @@ pub async fn inspect(context: &Context, input: LinkInput<'_>) -> Result<Option<L
 /// # Errors
 /// When a call failed; the next pass tries again.
 pub async fn reconcile(context: &Context, input: LinkInput<'_>) -> Result<Outcome<LinkReport>> {
-    let (workspace, title) = found!(find_workspace(context, input.spec, context.create_environments).await?);
-    let pool = found!(find_pool(context, input, &workspace).await?);
+    let (workspace, title, pool) = found!(find(context, input, context.create_environments).await?);
     if found!(plan(input.spec.on_conflict, &pool, &workspace, &title)) == Plan::Nothing {
         return Ok(Outcome::Done(LinkReport { pool, workspace, title, changed: false }));
     }
@@ -112,14 +113,37 @@ pub async fn delete(context: &Context, input: LinkInput<'_>) -> Result<Deleted> 
     if input.spec.deletion_policy == LinkDeletion::Retain {
         return Ok(Deleted::Retained);
     }
-    let Ok((workspace, _)) = find_workspace(context, input.spec, false).await? else { return Ok(Deleted::Nothing) };
-    let Ok(pool) = find_pool(context, input, &workspace).await? else { return Ok(Deleted::Nothing) };
+    let Ok((workspace, _, pool)) = find(context, input, false).await? else { return Ok(Deleted::Nothing) };
     if workspace.pool.as_ref() != Some(&pool.id) {
         return Ok(Deleted::Nothing);
     }
     let unlink = context.control_plane.link_workspace(&workspace.id, None);
     context.seam.write(WriteKind::UnlinkWorkspace, unlink).await?;
     Ok(Deleted::Unlinked)
+}
+
+/// The workspace, its name for people, and the pool: asked for at the same time where one does not depend on the other.
+async fn find(
+    context: &Context,
+    input: LinkInput<'_>,
+    create_environment: bool,
+) -> Result<Result<(Workspace, String, Pool), Waiting>> {
+    let workspace = find_workspace(context, input.spec, create_environment);
+    let by_name = input.spec.pool.as_ref().is_some_and(|pool| pool.id.is_none());
+    let (workspace, pool) = if by_name {
+        let found = match workspace.await? {
+            Ok(found) => found,
+            Err(waiting) => return Ok(Err(waiting)),
+        };
+        let pool = find_pool(context, input, Some(&found.0.environment)).await;
+        (Ok(Ok(found)), pool)
+    } else {
+        futures::future::join(workspace, find_pool(context, input, None)).await
+    };
+    Ok(match (workspace?, pool?) {
+        (Ok((workspace, title)), Ok(pool)) => Ok((workspace, title, pool)),
+        (Err(waiting), _) | (_, Err(waiting)) => Err(waiting),
+    })
 }
 
 /// The workspace, and `environment/name` for people.
@@ -160,8 +184,16 @@ async fn find_workspace(
     }
 }
 
-async fn find_pool(context: &Context, input: LinkInput<'_>, workspace: &Workspace) -> Result<Result<Pool, Waiting>> {
+/// `environment`: the workspace's, in which a pool's name is looked for first.
+async fn find_pool(
+    context: &Context,
+    input: LinkInput<'_>,
+    environment: Option<&EnvironmentId>,
+) -> Result<Result<Pool, Waiting>> {
     let cp = &context.control_plane;
+    if let Some(seen) = input.seen {
+        return Ok(Ok(seen.clone()));
+    }
     let (found, what) = if let Some(reference) = &input.spec.pool_ref {
         let pool = match input.pool_uid {
             Some(uid) => cp.pool_by_external_id(uid).await.map_err(reading("look for the pool"))?,
@@ -177,11 +209,12 @@ async fn find_pool(context: &Context, input: LinkInput<'_>, workspace: &Workspac
         (pool, format!("the control plane has no pool {id}"))
     } else {
         let name = input.spec.pool.as_ref().and_then(|pool| pool.name.clone()).unwrap_or_default();
-        let in_environment = cp.pool_by_name(&name, Some(&workspace.environment)).await;
-        let pool = match in_environment.map_err(reading("look for the pool"))? {
-            Some(pool) => Some(pool),
-            None => cp.pool_by_name(&name, None).await.map_err(reading("look for the pool"))?,
-        };
+        let mut pool = None;
+        for scope in [environment, None] {
+            if pool.is_none() {
+                pool = cp.pool_by_name(&name, scope).await.map_err(reading("look for the pool"))?;
+            }
+        }
         (pool, format!("the control plane has no pool `{name}` for this workspace"))
     };
     Ok(found.ok_or_else(|| Waiting::new(reason::POOL_NOT_FOUND, what)))

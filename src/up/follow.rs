@@ -275,7 +275,7 @@ impl Follower {
 
     async fn link(&self, key: &Key, spec: &WorkspaceLinkSpec) -> Event {
         let pool_uid = self.pool_uid(key, spec);
-        match link::reconcile(&self.sync, LinkInput { spec, pool_uid: pool_uid.as_deref() }).await {
+        match link::reconcile(&self.sync, LinkInput { spec, pool_uid: pool_uid.as_deref(), seen: None }).await {
             Err(error) => Event::trouble(key.clone(), format!("{key}: {}", Chain(&error))),
             Ok(Outcome::Waiting(wait)) => {
                 Event::about(key.clone(), EventKind::Waiting, format!("{key} waits: {}", wait.message))
@@ -309,7 +309,7 @@ impl Follower {
             }
             Spec::Link(spec) => {
                 let pool_uid = self.pool_uid(key, spec);
-                match link::delete(&self.sync, LinkInput { spec, pool_uid: pool_uid.as_deref() }).await {
+                match link::delete(&self.sync, LinkInput { spec, pool_uid: pool_uid.as_deref(), seen: None }).await {
                     Ok(_) => None,
                     Err(error) => return Event::trouble(key.clone(), format!("{key}: {}", Chain(&error))),
                 }

@@ -1,6 +1,6 @@
 //! News of pools: the held call wakes at each kind of change, and cursors that say nothing get everything.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use axum::{body::Body, http::Method};
 use serde_json::{Value, json};
@@ -156,6 +156,45 @@ async fn a_run_that_moves_to_another_pool_is_news_of_both() {
     let demand = control_plane.pool_demand(&other).await.unwrap();
     assert_eq!((demand.queued.len(), demand.linked_workspaces), (1, 1), "{demand:?}");
     assert_eq!(control_plane.pool_demand(&fixture.pool.id).await.unwrap().queued, []);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn workspaces_that_are_linked_one_after_the_other_are_told_of_together() {
+    const LINKS: usize = 20;
+    let served = Served::new().await;
+    let (test, fixture) = (&served.test, served.test.fixture().await);
+    let control_plane = control_plane(&served);
+    let (mut pools, mut workspaces) = (BTreeSet::new(), Vec::new());
+    for number in 0..LINKS {
+        let pool = json!({"data": {"type": "agent-pools", "attributes": {"name": format!("pool-{number}")}}});
+        let pool = send(test, Method::POST, "/agent-pools", pool).await;
+        let pool: PoolId = pool["data"]["id"].as_str().unwrap().parse().unwrap();
+        let workspace = test.workspace(&fixture.environment.id, &format!("workspace-{number}"), None).await;
+        workspaces.push((workspace.id, pool.clone()));
+        pools.insert(pool);
+    }
+    let mut cursor = control_plane.pool_changes(None, Duration::ZERO).await.unwrap().cursor;
+    let watcher = {
+        let control_plane = control_plane.clone();
+        async move {
+            let mut answers = 0;
+            while !pools.is_empty() {
+                let news = control_plane.pool_changes(Some(&cursor), HELD).await.unwrap();
+                answers += 1;
+                cursor = news.cursor;
+                news.pools.unwrap().iter().for_each(|pool| drop(pools.take(pool)));
+            }
+            answers
+        }
+    };
+    let links = async {
+        for (workspace, pool) in &workspaces {
+            control_plane.link_workspace(workspace, Some(pool)).await.unwrap();
+        }
+    };
+    let (answers, ()) = tokio::join!(watcher, links);
+    assert!(answers <= LINKS / 4, "{answers} answers about {LINKS} links");
     served.stop().await;
 }
 

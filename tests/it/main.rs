@@ -37,6 +37,7 @@ mod e2e_gitops;
 mod e2e_hostile;
 mod e2e_images;
 mod e2e_latency;
+mod e2e_node;
 mod e2e_plan;
 mod e2e_root;
 mod e2e_scale;

@@ -35,7 +35,7 @@ fn spec(more: &Value) -> WorkspaceLinkSpec {
 }
 
 fn input(spec: &WorkspaceLinkSpec) -> LinkInput<'_> {
-    LinkInput { spec, pool_uid: Some(UID) }
+    LinkInput { spec, pool_uid: Some(UID), seen: None }
 }
 
 async fn pool(context: &Context, name: &str, external_id: Option<&str>) -> Pool {
@@ -77,7 +77,7 @@ async fn a_link_waits_for_workspace_and_pool_then_is_made_once() {
     let spec = spec(&json!({}));
     assert_eq!(waits(&context, input(&spec)).await, reason::WORKSPACE_NOT_FOUND);
     let workspace = workspace(&context).await;
-    assert_eq!(waits(&context, LinkInput { spec: &spec, pool_uid: None }).await, reason::POOL_NOT_FOUND);
+    assert_eq!(waits(&context, LinkInput { spec: &spec, pool_uid: None, seen: None }).await, reason::POOL_NOT_FOUND);
     assert_eq!(waits(&context, input(&spec)).await, reason::POOL_NOT_FOUND);
     let pool = pool(&context, "pool", Some(UID)).await;
     let report = linked(&context, &spec).await;

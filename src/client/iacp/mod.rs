@@ -8,7 +8,7 @@ mod pools;
 mod workspaces;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -119,6 +119,8 @@ struct Inner {
     silent_since: Mutex<Option<Instant>>,
     /// What whoever reconciles many objects asks of each of them.
     environments: Batch<String, Environment, Error>,
+    /// Environments by name, and when they were found so.
+    named: Mutex<HashMap<String, (Instant, Environment)>>,
     workspaces: Batch<(EnvironmentId, String), Workspace, Error>,
     pools: Batch<String, Pool, Error>,
     demands: Batch<PoolId, PoolDemand, Error>,
@@ -134,6 +136,7 @@ impl ControlPlane {
             http,
             silent_since: Mutex::default(),
             environments: Batch::default(),
+            named: Mutex::default(),
             workspaces: Batch::default(),
             pools: Batch::default(),
             demands: Batch::default(),

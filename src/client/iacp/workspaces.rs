@@ -1,6 +1,10 @@
 //! Environments and workspaces, and which pool runs a workspace.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
 use reqwest::Method;
 
@@ -10,6 +14,9 @@ use crate::{
     ids::{EnvironmentId, PoolId, WorkspaceId},
     jsonapi::{Resource, ToOne},
 };
+
+/// How long an environment is believed to have its name: thousands of workspaces are looked for in the same one.
+const BELIEVED: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
@@ -27,6 +34,8 @@ pub struct Workspace {
 }
 
 impl ControlPlane {
+    /// The environment of that name; the answer may be a moment old.
+    ///
     /// # Errors
     /// Those of the call.
     pub async fn environment_by_name(&self, name: &str) -> Result<Option<Environment>> {
@@ -36,7 +45,17 @@ impl ControlPlane {
             let named = |resource| environment(resource).map(|environment| (environment.name.clone(), environment));
             found.iter().map(named).collect()
         };
-        self.0.environments.get(name.to_owned(), read).await
+        let named = || self.0.named.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = named().get(name).filter(|(since, _)| since.elapsed() < BELIEVED).map(|(_, found)| found.clone());
+        if known.is_some() {
+            return Ok(known);
+        }
+        let found = self.0.environments.get(name.to_owned(), read).await?;
+        match &found {
+            Some(environment) => drop(named().insert(name.to_owned(), (Instant::now(), environment.clone()))),
+            None => drop(named().remove(name)),
+        }
+        Ok(found)
     }
 
     /// # Errors

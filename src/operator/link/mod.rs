@@ -26,6 +26,7 @@ use super::{
     facts::worse,
 };
 use crate::{
+    client::iacp::Pool,
     crd::{
         AgentPool, LINK_FINALIZER, WorkspaceLink, WorkspaceLinkStatus,
         conditions::{self, reason},
@@ -85,6 +86,11 @@ impl Context {
         let names = lock(&self.waiting).get(&ObjectRef::from_obj(pool)).cloned().unwrap_or_default();
         let namespace = pool.namespace().unwrap_or_default();
         names.iter().map(|name| ObjectRef::new(name).within(&namespace)).collect()
+    }
+
+    /// The AgentPool of that name, as last heard of.
+    fn heard_of(&self, namespace: &str, name: &str) -> Option<Arc<AgentPool>> {
+        self.pools.get(&ObjectRef::new(name).within(namespace))
     }
 
     fn wait(&self, link: &WorkspaceLink, waits: bool) {
@@ -198,9 +204,7 @@ impl<'a> Pass<'a> {
     /// that it is not there would be news of the moment.
     fn pool_is_coming(&self) -> bool {
         let Some(target) = &self.link.spec.pool_ref else { return false };
-        let Some(pool) = self.context.pools.get(&ObjectRef::new(&target.name).within(&self.namespace)) else {
-            return false;
-        };
+        let Some(pool) = self.context.heard_of(&self.namespace, &target.name) else { return false };
         let created = pool.meta().creation_timestamp.as_ref().map_or(0, |time| time.0.as_millisecond());
         let untold = |conditions: Option<&[_]>| conditions.is_none_or(<[_]>::is_empty);
         untold(self.link.status.as_ref().map(|status| &status.conditions[..]))
@@ -217,11 +221,12 @@ impl<'a> Pass<'a> {
             return None;
         }
         let pool = match &self.link.spec.pool_ref {
-            Some(target) => Some(self.context.pools.get(&ObjectRef::new(&target.name).within(&self.namespace))?),
+            Some(target) => Some(self.context.heard_of(&self.namespace, &target.name)?),
             None => None,
         };
         let sync = self.sync(pool.as_deref()).await.ok()?.ok()?;
-        let report = sync::link::inspect(&sync, self.input(pool.as_deref())).await.ok()??;
+        let seen = self.own_pool(pool.as_deref());
+        let report = sync::link::inspect(&sync, self.input(pool.as_deref(), seen.as_deref())).await.ok()??;
         let new = self.status(&Found::Linked(Box::new(report)));
         (*status == new).then(|| self.done(None))
     }
@@ -266,11 +271,18 @@ impl<'a> Pass<'a> {
                 format!("there is no AgentPool `{}` in this namespace: create it, or correct poolRef", target.name);
             return Ok(Found::Waiting(Waiting::new(reason::POOL_NOT_FOUND, message)));
         }
-        let sync = match self.sync(pool.as_ref()).await? {
+        let sync = match self.sync(pool.as_deref()).await? {
             Ok(sync) => sync,
             Err(waiting) => return Ok(Found::Waiting(waiting)),
         };
-        match sync::link::reconcile(&sync, self.input(pool.as_ref())).await? {
+        // What only looks as if it stood in the way is looked at again.
+        if let Some(seen) = self.own_pool(pool.as_deref())
+            && let Outcome::Done(report) =
+                sync::link::reconcile(&sync, self.input(pool.as_deref(), Some(&seen))).await?
+        {
+            return Ok(Found::Linked(Box::new(report)));
+        }
+        match sync::link::reconcile(&sync, self.input(pool.as_deref(), None)).await? {
             Outcome::Done(report) => Ok(Found::Linked(Box::new(report))),
             Outcome::Waiting(waiting) => Ok(Found::Waiting(waiting)),
         }
@@ -286,15 +298,21 @@ impl<'a> Pass<'a> {
         Ok(connection.map(|connection| self.common.sync(&connection.control_plane)))
     }
 
-    fn input<'p>(&'p self, pool: Option<&'p AgentPool>) -> LinkInput<'p> {
-        LinkInput { spec: &self.link.spec, pool_uid: pool.and_then(|pool| pool.metadata.uid.as_deref()) }
+    fn own_pool(&self, pool: Option<&AgentPool>) -> Option<Arc<Pool>> {
+        self.common.own_pools.of(pool?.metadata.uid.as_deref())
     }
 
-    /// The AgentPool that the link refers to: read afresh, because its uid decides which pool is linked.
-    async fn pool(&self) -> Result<Option<AgentPool>, Error> {
-        match &self.link.spec.pool_ref {
-            Some(target) => Ok(self.common.cluster.get::<AgentPool>(&self.namespace, &target.name).await?),
-            None => Ok(None),
+    fn input<'p>(&'p self, pool: Option<&'p AgentPool>, seen: Option<&'p Pool>) -> LinkInput<'p> {
+        LinkInput { spec: &self.link.spec, pool_uid: pool.and_then(|pool| pool.metadata.uid.as_deref()), seen }
+    }
+
+    /// The AgentPool that the link refers to. One that was heard of may be gone: then so is what has its uid in the
+    /// control plane, which is looked for next. That there is none is asked of the API server itself.
+    async fn pool(&self) -> Result<Option<Arc<AgentPool>>, Error> {
+        let Some(target) = &self.link.spec.pool_ref else { return Ok(None) };
+        match self.context.heard_of(&self.namespace, &target.name) {
+            Some(pool) => Ok(Some(pool)),
+            None => Ok(self.common.cluster.get::<AgentPool>(&self.namespace, &target.name).await?.map(Arc::new)),
         }
     }
 
@@ -323,8 +341,8 @@ impl<'a> Pass<'a> {
             // A pool in use is not deleted before its links: this one is not in use.
             return Ok(());
         }
-        let sync = self.sync(pool.as_ref()).await?.map_err(Error::Waiting)?;
-        sync::link::delete(&sync, self.input(pool.as_ref())).await?;
+        let sync = self.sync(pool.as_deref()).await?.map_err(Error::Waiting)?;
+        sync::link::delete(&sync, self.input(pool.as_deref(), None)).await?;
         Ok(())
     }
 

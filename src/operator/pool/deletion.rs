@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{LOOK_AGAIN, Pass, registration::secret_name};
+use super::{LOOK_AGAIN, Pace, Pass, registration::secret_name};
 use crate::{
     crd::{POOL_FINALIZER, conditions::reason},
     operator::{Error, asked::is_forced, backoff::jittered, cluster::has_finalizer, events::News, facts::Fact},
@@ -27,7 +27,7 @@ impl Pass<'_> {
             Ok(Some(next)) => {
                 let waits = self.facts.deletion_blocked.as_ref().or(self.facts.draining.as_ref());
                 self.facts.not_ready = waits.map(|fact| fact.clone().that(false));
-                self.tell(None).await?;
+                self.tell(Pace::default()).await?;
                 Ok(Some(next))
             }
             Err(error) => {

@@ -49,6 +49,12 @@ use crate::{
 /// Numbers that change with every run are written at most this often.
 const COARSE: Duration = Duration::from_secs(10);
 
+/// A number that has not changed for so long has settled.
+const SETTLED: Duration = Duration::from_secs(30);
+
+/// One that does not settle is written at least this often.
+const UNSETTLED: Duration = Duration::from_secs(120);
+
 /// What can only be waited for is looked at again after this long.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -71,9 +77,42 @@ struct Memory {
     until: tokio::time::Instant,
     known: Known,
     scaling: scale::Memory,
-    status_at: Option<tokio::time::Instant>,
+    pace: Pace,
     /// Version of the object with our last write.
     written: Option<u64>,
+}
+
+/// What tells when numbers are written.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pace {
+    /// The last write.
+    written: Option<tokio::time::Instant>,
+    /// The number of linked workspaces, and since when it has been that.
+    linked: Option<(i64, tokio::time::Instant)>,
+}
+
+impl Pace {
+    fn sees(&mut self, linked: Option<i64>) {
+        if let Some(number) = linked
+            && self.linked.is_none_or(|(last, _)| last != number)
+        {
+            self.linked = Some((number, tokio::time::Instant::now()));
+        }
+    }
+
+    /// How long a change of that urgency has to wait.
+    fn wait(self, urgency: Urgency) -> Duration {
+        let Some(written) = self.written else { return Duration::ZERO };
+        let rest = |of: Duration, since: tokio::time::Instant| of.saturating_sub(since.elapsed());
+        match urgency {
+            Urgency::Never | Urgency::Now => Duration::ZERO,
+            Urgency::Later => rest(COARSE, written),
+            Urgency::Settled => {
+                let settled = self.linked.map_or(Duration::ZERO, |(_, since)| rest(SETTLED, since));
+                settled.min(rest(UNSETTLED, written))
+            }
+        }
+    }
 }
 
 impl Context {
@@ -97,6 +136,7 @@ impl Context {
 
     /// What was believed may be out of date: the next visit asks for all of it.
     fn expire(&self, pool: &AgentPool) {
+        self.common.own_pools.forget(pool.meta().uid.as_deref().unwrap_or_default());
         if let Some(memory) = self.memory().get_mut(&ObjectRef::from_obj(pool)) {
             memory.until = tokio::time::Instant::now();
         }
@@ -109,6 +149,7 @@ impl Context {
             self.common.metrics.in_line("agentpool", -1);
         }
         self.common.control_planes.forget(&key);
+        self.common.own_pools.forget(pool.meta().uid.as_deref().unwrap_or_default());
     }
 
     fn remember(&self, pool: &AgentPool, memory: Memory) {
@@ -165,7 +206,7 @@ async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, 
     if is_paused(&pool) {
         let facts =
             Facts { not_ready: Some(Fact::no(reason::PAUSED, PAUSED_MESSAGE)), stalled: true, ..Facts::default() };
-        Pass { facts, ..Pass::new(context, &pool) }.tell(None).await?;
+        Pass { facts, ..Pass::new(context, &pool) }.tell(Pace::default()).await?;
         return Ok(None);
     }
     let pass = Pass::new(context, &pool);
@@ -236,7 +277,7 @@ impl<'a> Pass<'a> {
                 self.facts.stalled = waiting.reason != reason::CONTROL_PLANE_UNREACHABLE;
                 self.common.metrics.waiting("agentpool", waiting.reason);
                 self.context.expire(self.pool);
-                self.tell(None).await?;
+                self.tell(Pace::default()).await?;
                 return Ok(Some(jittered(LOOK_AGAIN)));
             }
             Err(error) => return self.fail(error).await,
@@ -277,7 +318,7 @@ impl<'a> Pass<'a> {
     async fn tell_not_ready(&mut self, error: &Error) -> Result<(), Error> {
         if !error.is_conflict() {
             self.facts.not_ready = Some(Fact::no(error.reason(), error.to_text()));
-            self.tell(None).await?;
+            self.tell(Pace::default()).await?;
         }
         Ok(())
     }
@@ -294,7 +335,7 @@ impl<'a> Pass<'a> {
             asked: requested(self.pool),
             until: tokio::time::Instant::now() + jittered(self.common.resync).min(next_token),
             scaling: old.as_ref().map(|memory| memory.scaling.clone()).unwrap_or_default(),
-            status_at: old.and_then(|memory| memory.status_at),
+            pace: old.map(|memory| memory.pace).unwrap_or_default(),
             written: version(self.pool),
             known,
         }
@@ -311,10 +352,11 @@ impl<'a> Pass<'a> {
         {
             self.facts.agents_available = Some(Fact::unknown(error.reason(), error.to_text()));
         }
-        let later = match self.tell(memory.status_at).await? {
+        memory.pace.sees(self.facts.linked_workspaces);
+        let later = match self.tell(memory.pace).await? {
             Told::Nothing => None,
             Told::Written(version) => {
-                memory.status_at = Some(tokio::time::Instant::now());
+                memory.pace.written = Some(tokio::time::Instant::now());
                 memory.written = version.or(memory.written);
                 None
             }
@@ -338,19 +380,17 @@ impl<'a> Pass<'a> {
         PoolInput { uid: &self.uid, name: &self.name, spec: &self.pool.spec, held: None }
     }
 
-    /// Writes the status if it changed and it is time to; `last`: when numbers were written last.
-    async fn tell(&self, last: Option<tokio::time::Instant>) -> Result<Told, Error> {
+    /// Writes the status if it changed and it is time to.
+    async fn tell(&self, pace: Pace) -> Result<Told, Error> {
         let old = self.pool.status.as_ref();
         let new = status::compute(old, &self.facts, self.pool.meta().generation, self.common.now());
-        match status::urgency(old, &new) {
-            Urgency::Never => return Ok(Told::Nothing),
-            Urgency::Later => {
-                let wait = last.map_or(Duration::ZERO, |last| COARSE.saturating_sub(last.elapsed()));
-                if !wait.is_zero() {
-                    return Ok(Told::Later(wait));
-                }
-            }
-            Urgency::Now => {}
+        let urgency = status::urgency(old, &new);
+        if urgency == Urgency::Never {
+            return Ok(Told::Nothing);
+        }
+        let wait = pace.wait(urgency);
+        if !wait.is_zero() {
+            return Ok(Told::Later(wait));
         }
         let manager = format!("{}-status", names::POOL_MANAGER);
         let version = self.common.cluster.apply_status(self.pool, &manager, &new).await?;

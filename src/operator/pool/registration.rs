@@ -86,6 +86,7 @@ impl Pass<'_> {
             Outcome::Done(report) => report,
             Outcome::Waiting(waiting) => return Ok(Err(self.not_registered(waiting))),
         };
+        self.common.own_pools.saw(&self.uid, &report.pool);
         self.announce(&report, held.is_some(), stored.is_some()).await;
         self.keep_secret(&connection, &secret_name, stored.as_ref(), held, report).await.map(Ok)
     }

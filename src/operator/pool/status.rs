@@ -91,6 +91,8 @@ pub(super) fn compute(
 pub(super) enum Urgency {
     /// Nothing changed.
     Never,
+    /// Only the number of linked workspaces: when it has settled.
+    Settled,
     /// Only numbers that change with every run: at a coarse interval.
     Later,
     Now,
@@ -100,6 +102,9 @@ pub(super) fn urgency(old: Option<&AgentPoolStatus>, new: &AgentPoolStatus) -> U
     let Some(old) = old else { return Urgency::Now };
     if old == new {
         return Urgency::Never;
+    }
+    if (AgentPoolStatus { linked_workspaces: old.linked_workspaces, ..new.clone() }) == *old {
+        return Urgency::Settled;
     }
     let coarse = |status: &AgentPoolStatus| {
         let mut status =
@@ -173,6 +178,10 @@ mod tests {
         let first = compute(None, &good(), Some(1), at(1));
         let busy = Facts { agents: Some(AgentsStatus { busy: 1, ..AgentsStatus::default() }), ..good() };
         assert_eq!(urgency(Some(&first), &compute(Some(&first), &busy, Some(1), at(2))), Urgency::Later);
+        let linked = Facts { linked_workspaces: Some(1), ..good() };
+        assert_eq!(urgency(Some(&first), &compute(Some(&first), &linked, Some(1), at(2))), Urgency::Settled);
+        let both = Facts { linked_workspaces: Some(1), ..busy };
+        assert_eq!(urgency(Some(&first), &compute(Some(&first), &both, Some(1), at(2))), Urgency::Later);
         let gone = Facts { agents_available: Some(Fact::no(reason::UNSCHEDULABLE, "no node")), ..good() };
         assert_eq!(urgency(Some(&first), &compute(Some(&first), &gone, Some(1), at(2))), Urgency::Now);
         assert_eq!(urgency(Some(&first), &compute(Some(&first), &good(), Some(2), at(2))), Urgency::Now);

@@ -39,11 +39,6 @@ pub async fn changes(
     wait: Duration,
     gone: impl Future<Output = ()>,
 ) -> Result<PoolChanges> {
-    let look = || {
-        let news = app.changes.since(account, cursor);
-        let some = news.pools.as_ref().is_none_or(|pools| !pools.is_empty());
-        std::future::ready(Ok::<_, Error>(some.then_some(news)))
-    };
     let end = async {
         tokio::select! {
             () = tokio::time::sleep(wait.min(Duration::from_millis(MAX_WAIT_MS))) => {}
@@ -51,9 +46,37 @@ pub async fn changes(
             () = gone => {}
         }
     };
-    let found = app.wakes.wait_until(Topic::Pools(account.clone()), end, look).await?;
-    let News { cursor, pools } = found.unwrap_or_else(|| app.changes.since(account, cursor));
+    tokio::pin!(end);
+    let mut over = false;
+    let News { cursor, pools } = loop {
+        let due = app.changes.due(account);
+        // Some(None): there are changes now that wait for others, and so does this.
+        let look = || {
+            let news = app.changes.since(account, cursor);
+            let some = news.pools.as_ref().is_none_or(|pools| !pools.is_empty());
+            let waits = due.is_none() && app.changes.due(account).is_some();
+            std::future::ready(Ok::<_, Error>(if some { Some(Some(news)) } else { waits.then_some(None) }))
+        };
+        let pause = async {
+            tokio::select! {
+                () = &mut end => over = true,
+                () = until(due) => {}
+            }
+        };
+        match app.wakes.wait_until(Topic::Pools(account.clone()), pause, look).await? {
+            Some(Some(news)) => break news,
+            None if over => break app.changes.since(account, cursor),
+            Some(None) | None => {}
+        }
+    };
     Ok(PoolChanges { cursor, pools })
+}
+
+async fn until(due: Option<tokio::time::Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The pool's demand now. `connection` should see one moment: a transaction.

@@ -30,14 +30,19 @@ pub async fn set(unit: &mut Unit<'_>, account: &AccountId, workspace: &Workspace
             let unknown = |_| Error::missing_relation(RELATION, pools::CLASS, id);
             let pool = pools::find(unit, account, id).await.map_err(unknown)?;
             check(&pool, &workspace, RELATION)?;
-            Some(pool.id)
+            Some(pool)
         }
     };
-    if workspace.pool_id != pool {
+    let id = pool.as_ref().map(|pool| &pool.id);
+    if workspace.pool_id.as_ref() != id {
         let now = unit.now;
-        store::links::set(unit, &workspace.id, pool.as_ref(), now).await?;
-        for changed in [&workspace.pool_id, &pool].into_iter().flatten() {
-            unit.changed(changed);
+        store::links::set(unit, &workspace.id, id, now).await?;
+        // A pool that is to be deleted may be waiting for this.
+        if let Some(former) = &workspace.pool_id {
+            unit.changed(former);
+        }
+        if let Some(pool) = &pool {
+            unit.changed_a_little(pool);
         }
         reroute(unit, Some(&workspace.id)).await?;
     }

@@ -22,7 +22,15 @@ pub struct Unit<'a> {
     pub now: i64,
     tx: WriteTx,
     wakes: Vec<Topic>,
-    changed: Vec<(PoolId, Option<AccountId>)>,
+    changed: Vec<Changed>,
+}
+
+/// A pool that is different by the unit.
+struct Changed {
+    pool: PoolId,
+    /// `None`: found out at the end, while the pool is there.
+    account: Option<AccountId>,
+    hurry: bool,
 }
 
 impl<'a> Unit<'a> {
@@ -43,14 +51,21 @@ impl<'a> Unit<'a> {
     /// Tells those who watch pools, once the unit is committed, that something about this one is different: its
     /// queue, its agents, its tokens, its links, or it itself.
     pub fn changed(&mut self, pool: &PoolId) {
-        if !self.changed.iter().any(|(known, _)| known == pool) {
-            self.changed.push((pool.clone(), None));
+        if !self.changed.iter().any(|known| known.pool == *pool && known.hurry) {
+            self.changed.push(Changed { pool: pool.clone(), account: None, hurry: true });
         }
+    }
+
+    /// Tells them a little later, as of what is only shown: many pools are made and workspaces linked at a time.
+    pub fn changed_a_little(&mut self, pool: &Pool) {
+        let account = Some(pool.account_id.clone());
+        self.changed.push(Changed { pool: pool.id.clone(), account, hurry: false });
     }
 
     /// The same of a pool that may be gone by the end of the unit.
     pub fn deleted(&mut self, pool: &Pool) {
-        self.changed.push((pool.id.clone(), Some(pool.account_id.clone())));
+        let account = Some(pool.account_id.clone());
+        self.changed.push(Changed { pool: pool.id.clone(), account, hurry: true });
     }
 
     /// Makes it durable, then wakes the waiters.
@@ -61,8 +76,11 @@ impl<'a> Unit<'a> {
         let changed = self.changed_of_accounts().await?;
         let committed = self.tx.commit().await;
         // Also after an error: an answer that was lost may have been a yes, and news of nothing do no harm.
-        for (account, pool) in changed {
-            self.app.changes.record(&account, &pool);
+        for (account, pool, hurry) in changed {
+            match hurry {
+                true => self.app.changes.record(&account, &pool),
+                false => self.app.changes.record_later(&account, &pool),
+            }
             let topic = Topic::Pools(account);
             if !self.wakes.contains(&topic) {
                 self.wakes.push(topic);
@@ -74,14 +92,14 @@ impl<'a> Unit<'a> {
         Ok(committed?)
     }
 
-    async fn changed_of_accounts(&mut self) -> Result<Vec<(AccountId, PoolId)>> {
+    async fn changed_of_accounts(&mut self) -> Result<Vec<(AccountId, PoolId, bool)>> {
         let mut found = Vec::with_capacity(self.changed.len());
-        for (pool, account) in std::mem::take(&mut self.changed) {
+        for Changed { pool, account, hurry } in std::mem::take(&mut self.changed) {
             let account = match account.or_else(|| self.app.changes.account_of(&pool)) {
                 Some(account) => Some(account),
                 None => store::pools::account_of(&mut self.tx, &pool).await?,
             };
-            found.extend(account.map(|account| (account, pool)));
+            found.extend(account.map(|account| (account, pool, hurry)));
         }
         Ok(found)
     }

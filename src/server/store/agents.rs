@@ -11,13 +11,19 @@ use crate::{
     server::domain::model::Agent,
 };
 
-/// Agents as they are read, with conditions and order. One without a token is one whose token was revoked.
+/// Agents as they are read. One without a token is one whose token was revoked.
+macro_rules! select {
+    () => {
+        "SELECT a.*, (SELECT COUNT(*) FROM tokens t WHERE t.agent_id = a.id) AS tokens FROM agents a "
+    };
+}
+
+/// The same, before conditions and order.
+pub(super) const SELECT: &str = select!();
+
 macro_rules! read {
     ($rest:literal) => {
-        sqlx::query(concat!(
-            "SELECT a.*, (SELECT COUNT(*) FROM tokens t WHERE t.agent_id = a.id) AS tokens FROM agents a ",
-            $rest
-        ))
+        sqlx::query(concat!(select!(), $rest))
     };
 }
 
@@ -25,7 +31,7 @@ fn executor(text: &str) -> Option<ExecutorKind> {
     [ExecutorKind::Docker, ExecutorKind::Sidecar, ExecutorKind::Process].into_iter().find(|kind| kind.as_str() == text)
 }
 
-fn agent(row: &AnyRow) -> Result<Agent> {
+pub(super) fn agent(row: &AnyRow) -> Result<Agent> {
     Ok(Agent {
         id: row.id("id")?,
         pool_id: row.id("pool_id")?,

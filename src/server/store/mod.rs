@@ -16,6 +16,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 pub mod accounts;
 pub mod agents;
+pub mod around;
 pub mod artifacts;
 pub mod configurations;
 pub mod environments;

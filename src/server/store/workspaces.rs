@@ -57,7 +57,18 @@ pub(super) fn workspace(row: &AnyRow) -> Result<Workspace> {
     })
 }
 
-fn placed(row: &AnyRow) -> Result<Placed> {
+/// Workspaces with what their readers want beside them, before conditions and order.
+macro_rules! placed {
+    () => {
+        "SELECT w.*, e.name AS organization, e.account_id AS account_id, s.resource_count AS resource_count \
+         FROM workspaces w JOIN environments e ON e.id = w.environment_id \
+         LEFT JOIN state_versions s ON s.id = w.current_state_id "
+    };
+}
+
+pub(super) const PLACED: &str = placed!();
+
+pub(super) fn placed(row: &AnyRow) -> Result<Placed> {
     Ok(Placed {
         workspace: workspace(row)?,
         organization: row.text("organization")?,
@@ -77,15 +88,11 @@ pub async fn placed_by_id(
     account: &AccountId,
     id: &WorkspaceId,
 ) -> Result<Option<Placed>> {
-    let row = sqlx::query(
-        "SELECT w.*, e.name AS organization, s.resource_count AS resource_count FROM workspaces w \
-         JOIN environments e ON e.id = w.environment_id LEFT JOIN state_versions s ON s.id = w.current_state_id \
-         WHERE e.account_id = $1 AND w.id = $2",
-    )
-    .bind(account.as_str())
-    .bind(id.as_str())
-    .fetch_optional(connection)
-    .await?;
+    let row = sqlx::query(concat!(placed!(), "WHERE e.account_id = $1 AND w.id = $2"))
+        .bind(account.as_str())
+        .bind(id.as_str())
+        .fetch_optional(connection)
+        .await?;
     row.as_ref().map(placed).transpose()
 }
 
@@ -96,16 +103,12 @@ pub async fn placed_by_name(
     organization: &str,
     name: &str,
 ) -> Result<Option<Placed>> {
-    let row = sqlx::query(
-        "SELECT w.*, e.name AS organization, s.resource_count AS resource_count FROM workspaces w \
-         JOIN environments e ON e.id = w.environment_id LEFT JOIN state_versions s ON s.id = w.current_state_id \
-         WHERE e.account_id = $1 AND e.name = $2 AND w.name = $3",
-    )
-    .bind(account.as_str())
-    .bind(organization)
-    .bind(name)
-    .fetch_optional(connection)
-    .await?;
+    let row = sqlx::query(concat!(placed!(), "WHERE e.account_id = $1 AND e.name = $2 AND w.name = $3"))
+        .bind(account.as_str())
+        .bind(organization)
+        .bind(name)
+        .fetch_optional(connection)
+        .await?;
     row.as_ref().map(placed).transpose()
 }
 
@@ -124,11 +127,10 @@ pub async fn placed_of_environment(
             .fetch_one(&mut *connection)
             .await?
             .try_get("total")?;
-    let rows = sqlx::query(
-        "SELECT w.*, e.name AS organization, s.resource_count AS resource_count FROM workspaces w \
-         JOIN environments e ON e.id = w.environment_id LEFT JOIN state_versions s ON s.id = w.current_state_id \
-         WHERE w.environment_id = $1 AND w.name LIKE $2 ESCAPE '!' ORDER BY w.name, w.id LIMIT $3 OFFSET $4",
-    )
+    let rows = sqlx::query(concat!(
+        placed!(),
+        "WHERE w.environment_id = $1 AND w.name LIKE $2 ESCAPE '!' ORDER BY w.name, w.id LIMIT $3 OFFSET $4"
+    ))
     .bind(environment.as_str())
     .bind(&pattern)
     .bind(i64::from(page.size))

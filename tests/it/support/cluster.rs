@@ -30,6 +30,11 @@ pub fn cluster() -> PathBuf {
     named("TERRAPOOL_TEST_CLUSTER", "e2e_")
 }
 
+/// Whether the node that is labelled as CentOS has the container engine of this host, at the usual place.
+pub fn shares_our_engine() -> bool {
+    env::var_os("TERRAPOOL_TEST_CLUSTER_DIR").is_some()
+}
+
 fn named(variable: &str, modules: &str) -> PathBuf {
     let path = env::var_os(variable).map(PathBuf::from).unwrap_or_else(|| {
         panic!(

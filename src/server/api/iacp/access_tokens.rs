@@ -67,7 +67,7 @@ async fn create_for_pool(
     let now = unit.now;
     let pool = pools::find(&mut unit, &user.account_id, &id).await?;
     let (token, secret) = tokens::create_for_pool(&mut unit, &pool, new, now).await?;
-    unit.changed(&pool.id);
+    unit.changed_a_little(&pool);
     unit.commit().await?;
     tracing::info!(token = %token.id, pool = %pool.id, "pool token created");
     Ok(document::one(StatusCode::CREATED, views::token(&token, Some(&secret), now)?, Vec::new()))

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     api::iacp::{AgentPoolAttributes, kind},
+    ids::PoolId,
     jsonapi::Resource,
     server::{
         app::{App, AppState},
@@ -22,7 +23,7 @@ use crate::{
         domain::{
             environments, links,
             model::Pool,
-            pools::{self, Change, Changed},
+            pools::{self, Change},
             unit::Unit,
         },
         error::{Error, Result},
@@ -43,12 +44,12 @@ async fn list(user: UserAuth, State(app): State<App>, params: Params) -> Result<
     let selection = select(&params, Selection::new("pools", "id").column("account_id", Match::is(user.account_id)));
     let mut connection = app.store.read().await?;
     let (ids, total) = selection.page(&mut connection, params.page()).await?;
-    let (mut data, mut included) = (Vec::with_capacity(ids.len()), Vec::new());
-    for id in ids.iter().filter_map(|id| id.parse().ok()) {
-        if let Some(pool) = pools::get(&mut connection, &id).await? {
-            data.push(views::pool(&app, &mut connection, &pool).await?);
-            related(&app, &mut connection, &params, &pool, &mut included).await?;
-        }
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let pools = store::around::pools(&mut connection, &ids).await?;
+    let data = views::pools(&app, &mut connection, &pools).await?;
+    let mut included = Vec::new();
+    for pool in &pools {
+        related(&app, &mut connection, &params, pool, &mut included).await?;
     }
     Ok(document::many(data, included, params.page(), total))
 }
@@ -83,7 +84,9 @@ async fn create(user: UserAuth, State(app): State<App>, params: Params, body: Bo
     let now = unit.now;
     let change = change(attributes, &body);
     let changed = pools::create(&mut unit, &user.account_id, scope.as_deref(), change, now).await?;
-    note(&mut unit, &changed);
+    // Whoever made it knows.
+    unit.changed_a_little(&changed.pool);
+    note(&mut unit, &changed.bereft);
     if changed.routes {
         links::reroute(&mut unit, None).await?;
     }
@@ -111,7 +114,8 @@ async fn update(
     let now = unit.now;
     let pool = pools::find(&mut unit, &user.account_id, &id).await?;
     let changed = pools::update(&mut unit, pool, change(attributes, &body), now).await?;
-    note(&mut unit, &changed);
+    unit.changed(&changed.pool.id);
+    note(&mut unit, &changed.bereft);
     if changed.routes {
         links::reroute(&mut unit, None).await?;
     }
@@ -128,10 +132,9 @@ async fn delete(user: UserAuth, State(app): State<App>, Path(id): Path<String>) 
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Those who watch pools hear of it.
-fn note(unit: &mut Unit<'_>, changed: &Changed) {
-    unit.changed(&changed.pool.id);
-    for pool in &changed.bereft {
+/// Those who watch pools hear of those that lost something to another one.
+fn note(unit: &mut Unit<'_>, bereft: &[PoolId]) {
+    for pool in bereft {
         unit.changed(pool);
     }
 }

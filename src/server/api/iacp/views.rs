@@ -1,5 +1,7 @@
 //! How things are shown on this surface: from the domain's data to resources.
 
+use std::collections::BTreeMap;
+
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use sqlx::AnyConnection;
@@ -13,7 +15,7 @@ use crate::{
         },
     },
     clock,
-    ids::PoolId,
+    ids::{AccountId, PoolId},
     jsonapi::Resource,
     server::{
         app::AppState,
@@ -23,7 +25,7 @@ use crate::{
             pools,
         },
         error::{Error, Result},
-        store,
+        store::{self, around::Around},
     },
 };
 
@@ -43,15 +45,34 @@ pub(super) fn account(account: &Account) -> Result<Resource> {
 
 /// A pool with everything that is related to it.
 pub(super) async fn pool(app: &AppState, connection: &mut AnyConnection, pool: &Pool) -> Result<Resource> {
+    let mut shown = pools(app, connection, std::slice::from_ref(pool)).await?;
+    shown.pop().ok_or(Error::Internal("a pool is not shown"))
+}
+
+/// Pools, each with everything that is related to it.
+pub(super) async fn pools(app: &AppState, connection: &mut AnyConnection, pools: &[Pool]) -> Result<Vec<Resource>> {
+    let ids: Vec<&str> = pools.iter().map(|pool| pool.id.as_str()).collect();
+    let mut around = store::around::around(connection, &ids).await?;
+    let mut accounts: BTreeMap<AccountId, Option<Account>> = BTreeMap::new();
+    let mut shown = Vec::with_capacity(pools.len());
+    for pool in pools {
+        if !accounts.contains_key(&pool.account_id) {
+            let account = store::accounts::get(connection, &pool.account_id).await?;
+            accounts.insert(pool.account_id.clone(), account);
+        }
+        let account = accounts.get(&pool.account_id).and_then(Option::as_ref);
+        shown.push(one_pool(app, pool, account, &around.remove(&pool.id).unwrap_or_default())?);
+    }
+    Ok(shown)
+}
+
+fn one_pool(app: &AppState, pool: &Pool, account: Option<&Account>, around: &Around) -> Result<Resource> {
     let now = app.clock.now_ms();
-    let account = store::accounts::get(connection, &pool.account_id).await?;
-    let linked = store::pools::linked(connection, &pool.id).await?;
-    let members = store::agents::of_pool(connection, &pool.id).await?;
+    let Around { linked, agents: members, queued, default_of } = around;
     let mut counts = AgentCounts::default();
-    for agent in &members {
+    for agent in members {
         pools::count(&mut counts, agents::status(agent, now, app.policy.offline_after));
     }
-    let (queue_depth, _) = store::jobs::depth(connection, &pool.id).await?;
     let attributes = AgentPoolAttributes {
         name: Some(pool.name.clone()),
         is_shared: Some(pool.is_shared),
@@ -61,19 +82,18 @@ pub(super) async fn pool(app: &AppState, connection: &mut AnyConnection, pool: &
         external_id: pool.external_id.clone(),
         run_settings: Some(pool.run_settings.clone()),
         agent_counts: Some(counts),
-        queue_depth: Some(queue_depth),
+        queue_depth: Some(*queued),
         created_at: Some(clock::rfc3339(pool.created_at)),
     };
-    let default_of = store::pools::default_of(connection, &pool.id).await?;
     Ok(resource(kind::AGENT_POOLS, pool.id.as_str(), &attributes)?
         .attribute("is-scalr-managed", false)
         .attribute("features", Value::Array(Vec::new()))
         .to_one("account", kind::ACCOUNTS, Some(pool.account_id.as_str()))
         .to_one("environment", kind::ENVIRONMENTS, pool.environment_id.as_ref().map(|id| id.as_str()))
         .to_many("environments", kind::ENVIRONMENTS, &pool.environments)
-        .to_many("workspaces", kind::WORKSPACES, linked.iter().map(|linked| &linked.id))
+        .to_many("workspaces", kind::WORKSPACES, linked)
         .to_many("agents", kind::AGENTS, members.iter().map(|agent| &agent.id))
-        .to_many("default-environments", kind::ENVIRONMENTS, &default_of))
+        .to_many("default-environments", kind::ENVIRONMENTS, default_of))
 }
 
 /// A token; `secret` only in the answer to its creation.

@@ -31,6 +31,7 @@ use crate::{
         },
         error::{Error, Result},
         store::{
+            self,
             lists::{Match, Selection},
             workspaces::Placed,
         },
@@ -70,8 +71,8 @@ async fn list(user: UserAuth, State(app): State<App>, params: Params) -> Result<
     let mut connection = app.store.read().await?;
     let (ids, total) = params.sort(selection, &order).page(&mut connection, params.page()).await?;
     let (mut data, mut included) = (Vec::with_capacity(ids.len()), Vec::new());
-    for id in &ids {
-        let placed = workspaces::find(&mut connection, &user.account_id, &parse(id)?).await?;
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    for placed in store::around::workspaces(&mut connection, &user.account_id, &ids).await? {
         related(&app, &mut connection, &params, &placed, &mut included).await?;
         data.push(views::workspace(&placed.workspace, placed.resource_count)?);
     }

@@ -6,7 +6,7 @@ pub mod install;
 mod manifests;
 pub mod narrow;
 pub mod program;
-mod runs;
+pub mod runs;
 pub mod scenery;
 
 use std::{

@@ -1,6 +1,9 @@
 //! Runs by the API, as many as wanted and without a CLI for each.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -71,8 +74,9 @@ impl World {
         let (ended, end) = std::sync::mpsc::channel::<()>();
         let looked_for = run.clone();
         let started = tokio::task::spawn_blocking(move || {
+            let mut processes = Processes::default();
             while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = end.recv_timeout(Duration::from_millis(1)) {
-                if has_engine(&looked_for.id) {
+                if processes.new_engine(&looked_for.id) {
                     return Some(looked_for.queued.elapsed());
                 }
             }
@@ -95,12 +99,27 @@ impl World {
     }
 }
 
-/// Whether a process of the engine works for that run on this machine: only the engine's have its variables.
-fn has_engine(run: &str) -> bool {
-    let wanted = format!("TERRAPOOL_RUN_ID={run}");
-    let is_its = |entry: std::fs::DirEntry| {
-        let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-        environ.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
-    };
-    std::fs::read_dir("/proc").unwrap().flatten().any(is_its)
+/// Processes of this machine, by when they were first seen.
+#[derive(Default)]
+struct Processes(HashMap<String, Instant>);
+
+impl Processes {
+    /// As long as a new process is looked at: it has its own environment only when it runs its own program.
+    const NEW: Duration = Duration::from_millis(200);
+
+    /// Whether a new process of the engine works for that run: only the engine's have its variables.
+    fn new_engine(&mut self, run: &str) -> bool {
+        let wanted = format!("TERRAPOOL_RUN_ID={run}");
+        let names = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        for pid in names.filter(|name| name.starts_with(|first: char| first.is_ascii_digit())) {
+            if self.0.entry(pid.clone()).or_insert_with(Instant::now).elapsed() > Self::NEW {
+                continue;
+            }
+            let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            if environ.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()) {
+                return true;
+            }
+        }
+        false
+    }
 }
