@@ -201,11 +201,12 @@ struct Progress {
 fn worth_a_visit<K: Resource<DynamicType = ()>>(
     progress: impl Fn(&K) -> Progress,
 ) -> impl FnMut(&K) -> future::Ready<bool> {
-    let mut known: HashMap<ObjectRef<K>, (u64, Progress)> = HashMap::new();
+    // By a number for each object: thousands of names would take more room than what is known of them.
+    let mut known: HashMap<u64, (u64, Progress)> = HashMap::new();
     move |object| {
-        let key = ObjectRef::from_obj(object);
+        let key = number(&object.meta().uid);
         let (wanted, now) = (wanted(object), progress(object));
-        let before = known.insert(key.clone(), (wanted, now));
+        let before = known.insert(key, (wanted, now));
         if object.meta().deletion_timestamp.is_some() && object.finalizers().is_empty() {
             known.remove(&key);
         }
@@ -217,11 +218,14 @@ fn worth_a_visit<K: Resource<DynamicType = ()>>(
 /// What is asked for: by the spec, by annotations, and by deleting the object.
 fn wanted<K: Resource>(object: &K) -> u64 {
     let meta = object.meta();
-    let annotation = |name: &str| object.annotations().get(name);
+    let annotations = [names::PAUSED, names::RECONCILE_REQUEST, names::FORCE_DELETE];
+    let asked = annotations.map(|name| object.annotations().get(name));
+    number(&(meta.generation, meta.deletion_timestamp.is_some(), asked))
+}
+
+fn number(of: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (&meta.uid, meta.generation, meta.deletion_timestamp.is_some()).hash(&mut hasher);
-    (annotation(names::PAUSED), annotation(names::RECONCILE_REQUEST), annotation(names::FORCE_DELETE))
-        .hash(&mut hasher);
+    of.hash(&mut hasher);
     hasher.finish()
 }
 

@@ -50,7 +50,8 @@ pub(super) struct Context {
     pub(super) common: Common,
     /// The AgentPools, as last heard of.
     pools: Store<AgentPool>,
-    done: Mutex<HashMap<ObjectRef<WorkspaceLink>, Done>>,
+    /// By the uid of the link.
+    done: Mutex<HashMap<String, Done>>,
     /// Links that wait for something about their pool.
     waiting: Mutex<HashMap<ObjectRef<AgentPool>, BTreeSet<String>>>,
 }
@@ -58,7 +59,6 @@ pub(super) struct Context {
 /// A link that was in line a moment ago.
 #[derive(Debug, Clone, PartialEq)]
 struct Done {
-    uid: Option<String>,
     generation: Option<i64>,
     asked: Option<String>,
     until: tokio::time::Instant,
@@ -113,13 +113,13 @@ impl Context {
     }
 
     fn done(&self, link: &WorkspaceLink, done: Done) {
-        if lock(&self.done).insert(ObjectRef::from_obj(link), done).is_none() {
+        if lock(&self.done).insert(link.uid().unwrap_or_default(), done).is_none() {
             self.common.metrics.in_line("workspacelink", 1);
         }
     }
 
     fn not_done(&self, link: &WorkspaceLink) {
-        if lock(&self.done).remove(&ObjectRef::from_obj(link)).is_some() {
+        if lock(&self.done).remove(&link.uid().unwrap_or_default()).is_some() {
             self.common.metrics.in_line("workspacelink", -1);
         }
     }
@@ -141,8 +141,8 @@ pub(super) async fn reconcile(seen: Arc<WorkspaceLink>, context: Arc<Context>) -
 async fn visit(seen: &WorkspaceLink, context: &Context) -> Result<Option<Duration>, Error> {
     let now = tokio::time::Instant::now();
     let active = seen.meta().deletion_timestamp.is_none() && !is_paused(seen);
-    let done = lock(&context.done).get(&ObjectRef::from_obj(seen)).cloned().filter(|done| {
-        active && done.uid == seen.uid() && done.generation == seen.meta().generation && done.asked == requested(seen)
+    let done = lock(&context.done).get(&seen.uid().unwrap_or_default()).cloned().filter(|done| {
+        active && done.generation == seen.meta().generation && done.asked == requested(seen)
     });
     if let Some(done) = done.filter(|done| now < done.until) {
         if version(seen) < done.written {
@@ -236,7 +236,6 @@ impl<'a> Pass<'a> {
         self.context.wait(self.link, false);
         let rest = jittered(self.common.resync);
         let done = Done {
-            uid: self.link.uid(),
             generation: self.link.meta().generation,
             asked: requested(self.link),
             until: tokio::time::Instant::now() + rest,
