@@ -13,11 +13,12 @@ use crate::support::{
 
 const LABEL: &str = "terrapool.dev/job";
 
-/// Goes on for long enough to lose its agent, and says what it could reach.
+/// Goes on for long enough to lose its agent, and says what it could reach. The log shows the command too, so what it
+/// says must not stand in it.
 const CONFIGURATION: &str = r#"
 resource "terraform_data" "where" {
   provisioner "local-exec" {
-    command = "echo begun as $(id -u) at $(hostname), engine: $(ls /var/run/docker.sock 2>&1); sleep 6; echo finished"
+    command = "echo be''gun as $(id -u) at $(hostname), engine: $(ls /var/run/docker.sock 2>&1); sleep 6; echo fini''shed"
   }
 }
 "#;
@@ -84,7 +85,8 @@ async fn an_agent_on_each_labelled_node_runs_stages_in_containers_of_its_engine(
     let [working] = &working[..] else { panic!("{working:?}") };
     assert_eq!(working["HostConfig"]["CapDrop"], json!(["ALL"]), "{working}");
     assert_eq!(working["HostConfig"]["Privileged"], false);
-    assert_eq!(working["Config"]["Image"], "terraform:test");
+    let image = docker(&["image", "inspect", "--format", "{{.Id}}", "terraform:test"]);
+    assert_eq!(working["Config"]["Image"], image.as_str());
     world.kill_agent(&agents[0]);
     world.run_becomes(&run, "applied").await;
     let (log, complete) = world.admin.log(&world.run(&run).await, "apply").await;
