@@ -141,9 +141,10 @@ pub(super) async fn reconcile(seen: Arc<WorkspaceLink>, context: Arc<Context>) -
 async fn visit(seen: &WorkspaceLink, context: &Context) -> Result<Option<Duration>, Error> {
     let now = tokio::time::Instant::now();
     let active = seen.meta().deletion_timestamp.is_none() && !is_paused(seen);
-    let done = lock(&context.done).get(&seen.uid().unwrap_or_default()).cloned().filter(|done| {
-        active && done.generation == seen.meta().generation && done.asked == requested(seen)
-    });
+    let done = lock(&context.done)
+        .get(&seen.uid().unwrap_or_default())
+        .cloned()
+        .filter(|done| active && done.generation == seen.meta().generation && done.asked == requested(seen));
     if let Some(done) = done.filter(|done| now < done.until) {
         if version(seen) < done.written {
             return Ok(Some(READ_BACK));
