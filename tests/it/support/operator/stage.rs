@@ -39,7 +39,7 @@ use crate::support::app::ADMIN_TOKEN;
 pub const PATIENCE: Duration = Duration::from_secs(40);
 
 /// How often operators look at everything.
-pub const RESYNC: Duration = Duration::from_millis(2_000);
+pub const RESYNC: Duration = Duration::from_millis(900);
 
 /// How often an operator looks that is to be seen idle.
 const QUICK: Duration = Duration::from_millis(60);
