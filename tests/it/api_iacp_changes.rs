@@ -174,7 +174,11 @@ async fn workspaces_that_are_linked_one_after_the_other_are_told_of_together() {
         workspaces.push((workspace.id, pool.clone()));
         pools.insert(pool);
     }
+    // That the pools are new is news as well, and told by now.
     let mut cursor = control_plane.pool_changes(None, Duration::ZERO).await.unwrap().cursor;
+    while test.app.changes.due(&test.account).is_some() {
+        cursor = control_plane.pool_changes(Some(&cursor), HELD).await.unwrap().cursor;
+    }
     let watcher = {
         let control_plane = control_plane.clone();
         async move {

@@ -110,13 +110,10 @@ async fn what_another_field_manager_applied_is_left_to_it_and_drift_of_ours_is_r
     assert!(world.calls("patch", "networkpolicies", 200) <= 4, "what is in line is written again and again");
 
     // Pruned, all at once and in any order.
-    kubectl.run(&[
-        "delete",
-        "agentpools,workspacelinks",
-        "--selector=app.kubernetes.io/managed-by=gitops",
-        "--wait=false",
-    ]);
+    let pruned = ["agentpools,workspacelinks", "--selector=app.kubernetes.io/managed-by=gitops"];
+    kubectl.run(&[&["delete"][..], &pruned, &["--wait=false"]].concat());
     world.kill_operator().await;
+    kubectl.run(&[&["wait", "--for=delete"][..], &pruned, &["--timeout=90s"]].concat());
     world.nothing_is_left().await;
 }
 

@@ -35,13 +35,7 @@ async fn a_pod_that_goes_on_without_its_agent_is_removed_and_its_run_is_lost() {
     world.link_becomes("app", "Ready", "True").await;
     let run = world.queue(&workspace, &configuration).await;
     world.run_becomes(&run, "applying").await;
-    world
-        .until("the run has begun its work", async || {
-            let (log, _) = world.admin.log(&world.run(&run).await, "apply").await;
-            let log = String::from_utf8_lossy(&log).into_owned();
-            if log.contains("here to stay") { Ok(()) } else { Err(log) }
-        })
-        .await;
+    world.apply_says(&run, "here to stay").await;
     let is_busy = |pod: &Value| pod["metadata"]["labels"]["terrapool.dev/busy"] == "true";
     let applying = |pods: &[Value]| pods.iter().filter(|pod| is_busy(pod) && is_ready(pod)).count() == 1;
     let pods = world.pods_become("guarded", "the one that applies is marked", applying).await;

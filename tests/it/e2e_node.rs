@@ -123,13 +123,7 @@ async fn applying(world: &World, workspace: &str, configuration: &str) -> Run {
     let configuration = world.upload(workspace, configuration).await;
     world.link_becomes("app", "Ready", "True").await;
     let run = world.queue(workspace, &configuration).await;
-    world
-        .until("the apply has begun its work", async || {
-            let (log, _) = world.admin.log(&world.run(&run).await, "apply").await;
-            let log = String::from_utf8_lossy(&log).into_owned();
-            if log.contains("begun as") { Ok(()) } else { Err(log) }
-        })
-        .await;
+    world.apply_says(&run, "begun as").await;
     run
 }
 

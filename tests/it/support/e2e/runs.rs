@@ -68,6 +68,16 @@ impl World {
         .await
     }
 
+    /// Waits until the log of the run's apply has these words.
+    pub async fn apply_says(&self, run: &Run, words: &str) {
+        self.until(&format!("the apply of {} says `{words}`", run.id), async || {
+            let (log, _) = self.admin.log(&self.run(run).await, "apply").await;
+            let log = String::from_utf8_lossy(&log).into_owned();
+            if log.contains(words) { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+
     /// How long after the run was queued its first process of the engine was there, and how long until its first words
     /// were in the plan's log. Processes are seen only where the cluster's nodes are this machine.
     pub async fn engine_started_and_spoke(&self, run: &Run) -> (Option<Duration>, Duration) {
