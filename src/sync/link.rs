@@ -1,7 +1,11 @@
 //! The link of a workspace to a pool: made when both are there and the pool's scope allows it, taken back when
 //! the object goes, and only if it is still ours.
 
-use super::{Context, Outcome, Result, Waiting, WriteKind, found, reading};
+use super::{
+    Context, Outcome, Result, Waiting, WriteKind, found,
+    pool::{self, PoolInput},
+    reading,
+};
 use crate::{
     client::iacp::{self, Pool, Workspace},
     crd::{
@@ -15,8 +19,8 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 pub struct LinkInput<'a> {
     pub spec: &'a WorkspaceLinkSpec,
-    /// uid of the AgentPool that `poolRef` names; `None`: there is none of that name.
-    pub pool_uid: Option<&'a str>,
+    /// The AgentPool that `poolRef` names; `None`: there is none of that name.
+    pub pool: Option<PoolInput<'a>>,
     /// That AgentPool's pool as it was seen last, instead of a look; `None`: it is looked for.
     pub seen: Option<&'a Pool>,
 }
@@ -195,11 +199,11 @@ async fn find_pool(
         return Ok(Ok(seen.clone()));
     }
     let (found, what) = if let Some(reference) = &input.spec.pool_ref {
-        let pool = match input.pool_uid {
-            Some(uid) => cp.pool_by_external_id(uid).await.map_err(reading("look for the pool"))?,
+        let pool = match input.pool {
+            Some(pool) => pool::find(context, pool).await?,
             None => None,
         };
-        let state = if input.pool_uid.is_some() { "is not in the control plane yet" } else { "does not exist" };
+        let state = if input.pool.is_some() { "is not in the control plane yet" } else { "does not exist" };
         (pool, format!("the AgentPool `{}` {state}", reference.name))
     } else if let Some(id) = input.spec.pool.as_ref().and_then(|pool| pool.id.as_ref()) {
         let pool = match id.parse() {

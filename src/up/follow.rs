@@ -274,8 +274,7 @@ impl Follower {
     }
 
     async fn link(&self, key: &Key, spec: &WorkspaceLinkSpec) -> Event {
-        let pool_uid = self.pool_uid(key, spec);
-        match link::reconcile(&self.sync, LinkInput { spec, pool_uid: pool_uid.as_deref(), seen: None }).await {
+        match link::reconcile(&self.sync, self.link_input(key, spec)).await {
             Err(error) => Event::trouble(key.clone(), format!("{key}: {}", Chain(&error))),
             Ok(Outcome::Waiting(wait)) => {
                 Event::about(key.clone(), EventKind::Waiting, format!("{key} waits: {}", wait.message))
@@ -287,10 +286,17 @@ impl Follower {
         }
     }
 
+    fn link_input<'a>(&'a self, key: &Key, spec: &'a WorkspaceLinkSpec) -> LinkInput<'a> {
+        LinkInput { spec, pool: self.pool_of(key, spec), seen: None }
+    }
+
     /// The AgentPool of the same namespace that a link names.
-    fn pool_uid(&self, key: &Key, spec: &WorkspaceLinkSpec) -> Option<String> {
-        let name = spec.pool_ref.as_ref()?.name.clone();
-        self.uid(&Key { kind: Kind::Pool, namespace: key.namespace.clone(), name })
+    fn pool_of<'a>(&'a self, link: &Key, spec: &'a WorkspaceLinkSpec) -> Option<PoolInput<'a>> {
+        let name = &spec.pool_ref.as_ref()?.name;
+        let key = Key { kind: Kind::Pool, namespace: link.namespace.clone(), name: name.clone() };
+        let object = self.memory.objects.get(&key)?;
+        let Spec::Pool(spec) = &object.spec else { return None };
+        Some(PoolInput { uid: &object.uid, name, spec, held: None })
     }
 
     /// Deletes what no manifest names any more.
@@ -307,13 +313,10 @@ impl Follower {
                     Err(error) => return Event::trouble(key.clone(), format!("{key}: {}", Chain(&error))),
                 }
             }
-            Spec::Link(spec) => {
-                let pool_uid = self.pool_uid(key, spec);
-                match link::delete(&self.sync, LinkInput { spec, pool_uid: pool_uid.as_deref(), seen: None }).await {
-                    Ok(_) => None,
-                    Err(error) => return Event::trouble(key.clone(), format!("{key}: {}", Chain(&error))),
-                }
-            }
+            Spec::Link(spec) => match link::delete(&self.sync, self.link_input(key, spec)).await {
+                Ok(_) => None,
+                Err(error) => return Event::trouble(key.clone(), format!("{key}: {}", Chain(&error))),
+            },
         };
         if let Some(message) = blocked {
             return Event::about(key.clone(), EventKind::Waiting, format!("{key} cannot be deleted yet: {message}"));

@@ -3,7 +3,8 @@
 # The Kubernetes of one test run: started for the tests that need it, and ended with the run. Sourced by tests/run.
 #
 # start_clusters PROGRAM ARGUMENT…   what the tests that PROGRAM lists with these arguments need; 1 if that cannot be had
-# stop_clusters                      ends it and moves its logs to $logs
+# stop_nodes                         ends the one with nodes, if it is ours
+# stop_clusters                      ends all of it and moves its logs to $logs
 #
 # Each run has clusters of its own, so that runs of several working trees share no image and no definition; $kubeconfig,
 # if set, is used instead. The tests are told by TERRAPOOL_TEST_APISERVER (kubeconfig of an API without nodes),
@@ -75,16 +76,25 @@ claim_place() {
     [ -n "$clusters" ]
 }
 
+# end_cluster PLACE KIND
+end_cluster() {
+    [ -d "$1/$2" ] || return 0
+    tests/cluster/cluster stop "$1/$2"
+    rm -rf "${logs:?}/$2"
+    [ ! -d "$1/$2/logs" ] || cp -r "$1/$2/logs" "$logs/$2"
+    rm -rf "${1:?}/$2"
+}
+
 # end_clusters PLACE
 end_clusters() {
-    local kind
-    for kind in apiserver cluster; do
-        [ -d "$1/$kind" ] || continue
-        tests/cluster/cluster stop "$1/$kind"
-        rm -rf "${logs:?}/$kind"
-        [ ! -d "$1/$kind/logs" ] || cp -r "$1/$kind/logs" "$logs/$kind"
-    done
+    end_cluster "$1" apiserver
+    end_cluster "$1" cluster
     rm -rf "$1"
+}
+
+# Ends the cluster with nodes, when no test needs it any more.
+stop_nodes() {
+    [ -z "$clusters" ] || end_cluster "$clusters" cluster
 }
 
 stop_clusters() {

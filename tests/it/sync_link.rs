@@ -1,13 +1,15 @@
 //! Links of workspaces by the reconciling core, against the real control plane.
 
+use std::sync::LazyLock;
+
 use serde_json::{Value, json};
 use terrapool::{
     api::iacp::AgentPoolAttributes,
     client::iacp::{ControlPlane, Pool, Workspace},
-    crd::{WorkspaceLinkSpec, conditions::reason},
+    crd::{AgentPoolSpec, WorkspaceLinkSpec, conditions::reason},
     http,
     sync::{
-        Context, Fault, LinkInput, LinkReport, Outcome, Seam,
+        Context, Fault, LinkInput, LinkReport, Outcome, PoolInput, Seam,
         link::{self, Deleted},
     },
 };
@@ -35,7 +37,12 @@ fn spec(more: &Value) -> WorkspaceLinkSpec {
 }
 
 fn input(spec: &WorkspaceLinkSpec) -> LinkInput<'_> {
-    LinkInput { spec, pool_uid: Some(UID), seen: None }
+    static POOL: LazyLock<AgentPoolSpec> = LazyLock::new(|| pool_spec(&json!({})));
+    LinkInput { spec, pool: Some(PoolInput { uid: UID, name: "pool", spec: &POOL, held: None }), seen: None }
+}
+
+fn pool_spec(spec: &Value) -> AgentPoolSpec {
+    serde_json::from_value(spec.clone()).unwrap()
 }
 
 async fn pool(context: &Context, name: &str, external_id: Option<&str>) -> Pool {
@@ -77,7 +84,7 @@ async fn a_link_waits_for_workspace_and_pool_then_is_made_once() {
     let spec = spec(&json!({}));
     assert_eq!(waits(&context, input(&spec)).await, reason::WORKSPACE_NOT_FOUND);
     let workspace = workspace(&context).await;
-    assert_eq!(waits(&context, LinkInput { spec: &spec, pool_uid: None, seen: None }).await, reason::POOL_NOT_FOUND);
+    assert_eq!(waits(&context, LinkInput { pool: None, ..input(&spec) }).await, reason::POOL_NOT_FOUND);
     assert_eq!(waits(&context, input(&spec)).await, reason::POOL_NOT_FOUND);
     let pool = pool(&context, "pool", Some(UID)).await;
     let report = linked(&context, &spec).await;
@@ -88,6 +95,23 @@ async fn a_link_waits_for_workspace_and_pool_then_is_made_once() {
     assert_eq!(context.seam.writes(), writes);
     let now = context.control_plane.workspace(&workspace.id).await.unwrap().unwrap();
     assert_eq!(now.pool, Some(pool.id));
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_link_finds_the_pool_that_its_agentpool_joined() {
+    let served = Served::new().await;
+    let context = context(&served, Seam::default());
+    let (spec, workspace) = (spec(&json!({})), workspace(&context).await);
+    let joined = pool_spec(&json!({"name": "theirs", "adoptionPolicy": "Join"}));
+    let input = LinkInput { pool: Some(PoolInput { spec: &joined, ..input(&spec).pool.unwrap() }), ..input(&spec) };
+    assert_eq!(waits(&context, input).await, reason::POOL_NOT_FOUND);
+    let theirs = pool(&context, "theirs", Some("owner")).await;
+    let Outcome::Done(report) = link::reconcile(&context, input).await.unwrap() else { panic!("not linked") };
+    assert_eq!((report.changed, report.pool.id), (true, theirs.id.clone()));
+    let now = context.control_plane.workspace(&workspace.id).await.unwrap().unwrap();
+    assert_eq!(now.pool, Some(theirs.id));
+    assert_eq!(link::delete(&context, input).await.unwrap(), Deleted::Unlinked);
     served.stop().await;
 }
 

@@ -4,6 +4,7 @@
 mod status;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -31,8 +32,9 @@ use crate::{
         AgentPool, LINK_FINALIZER, WorkspaceLink, WorkspaceLinkStatus,
         conditions::{self, reason},
         names,
+        workspace_link::PoolTarget,
     },
-    sync::{self, LinkInput, Outcome, Waiting},
+    sync::{self, LinkInput, Outcome, PoolInput, Waiting},
 };
 
 /// What is waited for outside of the cluster is looked at again after this long.
@@ -64,6 +66,13 @@ struct Done {
     until: tokio::time::Instant,
     /// Version of the object with our last write.
     written: Option<u64>,
+}
+
+/// What [`crate::sync`] has to know of an AgentPool to find its pool.
+fn pool_input(pool: &AgentPool) -> PoolInput<'_> {
+    let meta = pool.meta();
+    let [uid, name] = [&meta.uid, &meta.name].map(|text| text.as_deref().unwrap_or_default());
+    PoolInput { uid, name, spec: &pool.spec, held: None }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -303,7 +312,7 @@ impl<'a> Pass<'a> {
     }
 
     fn input<'p>(&'p self, pool: Option<&'p AgentPool>, seen: Option<&'p Pool>) -> LinkInput<'p> {
-        LinkInput { spec: &self.link.spec, pool_uid: pool.and_then(|pool| pool.metadata.uid.as_deref()), seen }
+        LinkInput { spec: &self.link.spec, pool: pool.map(pool_input), seen }
     }
 
     /// The AgentPool that the link refers to. One that was heard of may be gone: then so is what has its uid in the
@@ -337,12 +346,17 @@ impl<'a> Pass<'a> {
 
     async fn unlink(&self) -> Result<(), Error> {
         let pool = self.pool().await?;
-        if self.link.spec.pool_ref.is_some() && pool.is_none() {
-            // A pool in use is not deleted before its links: this one is not in use.
-            return Ok(());
+        let mut spec = Cow::Borrowed(&self.link.spec);
+        if spec.pool_ref.is_some() && pool.is_none() {
+            // A pool in use is not deleted before its links, but one that was only joined, or is retained, goes on
+            // without its AgentPool.
+            let Some(id) = self.link.status.as_ref().and_then(|status| status.pool_id.clone()) else { return Ok(()) };
+            let spec = spec.to_mut();
+            spec.pool_ref = None;
+            spec.pool = Some(PoolTarget { id: Some(id), name: None });
         }
         let sync = self.sync(pool.as_deref()).await?.map_err(Error::Waiting)?;
-        sync::link::delete(&sync, self.input(pool.as_deref(), None)).await?;
+        sync::link::delete(&sync, LinkInput { spec: &spec, ..self.input(pool.as_deref(), None) }).await?;
         Ok(())
     }
 

@@ -28,7 +28,7 @@ use super::{
 };
 
 /// Schedules at a time.
-const SEATS: usize = 16;
+const SEATS: usize = 28;
 
 /// Schedules that one control plane serves.
 const SERVES: usize = 40;
@@ -82,6 +82,8 @@ pub struct Hub {
     clean: Mutex<BTreeMap<String, Arc<OnceCell<Arc<Clean>>>>>,
     rows: Mutex<BTreeMap<&'static str, Row>>,
     count: AtomicUsize,
+    /// When the first schedule began.
+    begun: OnceLock<Instant>,
     failures: Mutex<Option<std::fs::File>>,
 }
 
@@ -96,6 +98,7 @@ pub fn hub() -> &'static Hub {
         clean: Mutex::default(),
         rows: Mutex::default(),
         count: AtomicUsize::new(0),
+        begun: OnceLock::new(),
         failures: Mutex::new(None),
     })
 }
@@ -217,6 +220,7 @@ impl Hub {
         };
         let _seat = self.seat().await;
         let start = Instant::now();
+        self.begun.get_or_init(|| start);
         scenario.steps.extend_from_slice(more);
         let plane = self.plane().await;
         let recorder = Arc::new(Recorder::new(&schedule.troubles, schedule.seed));
@@ -307,7 +311,9 @@ impl Hub {
         let rows = self.rows.lock().unwrap().clone();
         let points: usize =
             self.clean.lock().unwrap().values().filter_map(|cell| cell.get()).map(|clean| clean.writes.len()).sum();
-        let mut text = format!("operator faults: {points} write points\n");
+        let seconds = self.begun.get().map_or(0, |begun| begun.elapsed().as_secs());
+        let mut text =
+            format!("operator faults: {points} write points; {seconds} s from the first schedule to the last\n");
         text += "class  schedules  met a fault  leaks  duplicates  not converged  other  seconds each\n";
         let mut total = Row::default();
         let line = |name: &str, row: &Row, text: &mut String| {

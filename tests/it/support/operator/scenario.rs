@@ -161,7 +161,7 @@ fn agents(count: usize) -> Step {
     Step::Wait(Goal::Agents(count))
 }
 
-/// S1 to S12 of the fault suite, and the two modes that these do not touch.
+/// S1 to S12 of the fault suite, the two modes that these do not touch, and a pool that is served from two sides.
 pub fn all() -> Vec<Scenario> {
     use Kind::{AgentPool, WorkspaceLink};
     let one = |name: &'static str, steps: Vec<Step>| Scenario { name: name.to_owned(), steps, operators: 1 };
@@ -172,6 +172,8 @@ pub fn all() -> Vec<Scenario> {
         with(pool("alpha", &external()), "/spec/scope", json!({"type": "Environment", "environment": "$NS"}));
     let node = |slots: i64| json!({"mode": "Node", "concurrency": slots, "nodeSelector": {"terrapool.dev/test": "no"}});
     let scalr = |count: i64| json!({"mode": "Deployment", "preset": "Scalr", "replicas": count});
+    let joined = with(pool("beta", &external()), "/spec/name", json!("$NS-alpha"));
+    let joined = with(joined, "/spec/adoptionPolicy", json!("Join"));
     let rotating =
         with(pool("alpha", &external()), "/spec/token", json!({"ttl": "24h", "rotateBefore": "4h", "overlap": "1h"}));
     vec![
@@ -332,6 +334,26 @@ pub fn all() -> Vec<Scenario> {
                 Step::Wait(Goal::Field(Kind::Deployment, "*", "/spec/replicas", json!(1))),
                 Step::Scale("alpha", 3),
                 Step::Wait(Goal::Field(Kind::Deployment, "*", "/spec/replicas", json!(3))),
+            ],
+        ),
+        one(
+            "S15-join",
+            vec![
+                Step::Workspace("app"),
+                Step::Apply(pool("alpha", &external())),
+                ready("alpha"),
+                Step::Apply(joined),
+                ready("beta"),
+                Step::Apply(link("app", "beta", "app")),
+                Step::Wait(Goal::Ready(WorkspaceLink, "app")),
+                Step::Wait(Goal::Linked("app", "alpha")),
+                // The pool goes on without it, and the link can still be taken back.
+                delete(AgentPool, "beta"),
+                gone(AgentPool, "beta"),
+                delete(WorkspaceLink, "app"),
+                gone(WorkspaceLink, "app"),
+                Step::Wait(Goal::Linked("app", "")),
+                ready("alpha"),
             ],
         ),
     ]

@@ -39,7 +39,7 @@ use crate::support::app::ADMIN_TOKEN;
 pub const PATIENCE: Duration = Duration::from_secs(40);
 
 /// How often operators look at everything.
-pub const RESYNC: Duration = Duration::from_millis(900);
+pub const RESYNC: Duration = Duration::from_millis(2_000);
 
 /// How often an operator looks that is to be seen idle.
 const QUICK: Duration = Duration::from_millis(60);
@@ -447,10 +447,14 @@ impl Stage {
         self.recorder.calls(Side::ControlPlane, Class::Read, "control-plane GET agent-pools/*/access-tokens")
     }
 
-    /// As the API server has it now: what is heard of it may be late.
+    /// As the API server has it now, since what is heard of it may be late; but that is only worth a call when what was
+    /// heard is ready.
     async fn unready(&self) -> Option<Value> {
         let kinds = [Kind::AgentPool, Kind::WorkspaceLink].into_iter().filter(|kind| self.mirror.follows(*kind));
         for kind in kinds {
+            if let Some(object) = self.mirror.all(kind).iter().find(|object| !is_ready(object)) {
+                return Some(object["status"].clone());
+            }
             let objects = self.space.list(kind).await;
             if let Some(object) = objects.into_iter().find(|object| !is_ready(object)) {
                 return Some(object["status"].clone());
