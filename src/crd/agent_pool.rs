@@ -56,7 +56,7 @@ use super::{
 pub struct AgentPoolSpec {
     /// The control plane. Without it the operator's own is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub control_plane: Option<ControlPlaneRef>,
+    pub control_plane: Option<Box<ControlPlaneRef>>,
     /// Name of the pool in the control plane; the name of this object when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]

@@ -54,7 +54,7 @@ pub fn pool(spec: &AgentPoolSpec) -> Vec<Violation> {
         rule(!(60..=168 * HOUR).contains(&span.seconds()), path, "a time-out is from 1m to 168h");
     }
     agents(&spec.agents, &mut found);
-    control_plane(spec.control_plane.as_ref(), &mut found);
+    control_plane(spec.control_plane.as_deref(), &mut found);
     found
 }
 
@@ -176,7 +176,7 @@ pub fn link(spec: &WorkspaceLinkSpec) -> Vec<Violation> {
     let named = (workspace.environment.is_some(), workspace.name.is_some());
     let complete = if workspace.id.is_some() { named == (false, false) } else { named == (true, true) };
     rule(!complete, "spec.workspace", "set either id, or environment and name");
-    control_plane(spec.control_plane.as_ref(), &mut found);
+    control_plane(spec.control_plane.as_deref(), &mut found);
     found
 }
 

@@ -53,7 +53,7 @@ pub struct WorkspaceLinkSpec {
     pub workspace: WorkspaceTarget,
     /// The control plane of `pool`. Without it, and with `poolRef`, the one of the AgentPool or the operator's own is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub control_plane: Option<ControlPlaneRef>,
+    pub control_plane: Option<Box<ControlPlaneRef>>,
     /// What to do with a workspace that is linked to another pool: leave it and say so, or take it over.
     #[serde(default)]
     pub on_conflict: OnConflict,

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{
@@ -355,12 +355,11 @@ impl Cluster {
         gone(within(|| format!("delete {}", object()), call).await)
     }
 
-    async fn set_finalizers<K: Object>(&self, seen: &K, finalizers: &[String]) -> Result<Option<K>> {
-        let meta = seen.meta();
+    async fn set_finalizers<K: Object>(&self, meta: &ObjectMeta, finalizers: &[String]) -> Result<Option<K>> {
         let patch = json!({"metadata": {
             "uid": meta.uid, "resourceVersion": meta.resource_version, "finalizers": finalizers,
         }});
-        self.merge(seen, "set the finalizers of", &patch).await
+        self.merge(meta, "set the finalizers of", &patch).await
     }
 
     /// Gives the object a finalizer that it has not, if it is still as it was read; the object as it is then. `None`:
@@ -369,11 +368,16 @@ impl Cluster {
     /// # Errors
     /// A conflict when it changed.
     pub async fn add_finalizer<K: Object>(&self, seen: &K, finalizer: &str) -> Result<Option<K>> {
-        if has_finalizer(seen, finalizer) {
+        self.add_finalizer_to(seen.meta(), finalizer).await
+    }
+
+    async fn add_finalizer_to<K: Object>(&self, meta: &ObjectMeta, finalizer: &str) -> Result<Option<K>> {
+        let mut finalizers = meta.finalizers.clone().unwrap_or_default();
+        if finalizers.iter().any(|name| name == finalizer) {
             return Ok(None);
         }
-        let finalizers: Vec<_> = seen.finalizers().iter().cloned().chain([finalizer.to_owned()]).collect();
-        self.set_finalizers(seen, &finalizers).await
+        finalizers.push(finalizer.to_owned());
+        self.set_finalizers(meta, &finalizers).await
     }
 
     /// Takes a finalizer from the object, if it is still as it was read.
@@ -382,18 +386,23 @@ impl Cluster {
     /// A conflict when it changed.
     pub async fn remove_finalizer<K: Object>(&self, seen: &K, finalizer: &str) -> Result<()> {
         let rest: Vec<String> = seen.finalizers().iter().filter(|name| *name != finalizer).cloned().collect();
-        self.set_finalizers(seen, &rest).await.map(drop)
+        self.set_finalizers::<K>(seen.meta(), &rest).await.map(drop)
     }
 
-    /// The object as the API server has it now, never from a cache, and with our finalizer if it is to have one. Of an
+    /// The object as the API server has it now, never from a cache, and with our finalizer if it is to have one. To an
     /// object that was `seen` without, the finalizer is written at once: that works only on what was seen, so that
     /// it need not be read before.
     ///
     /// # Errors
     /// When the API server refuses or does not answer.
-    pub async fn get_with_finalizer<K: Object>(&self, seen: &K, finalizer: &str, wanted: bool) -> Result<Option<K>> {
+    pub async fn get_with_finalizer<K: Object>(
+        &self,
+        seen: &ObjectMeta,
+        finalizer: &str,
+        wanted: bool,
+    ) -> Result<Option<K>> {
         if wanted && !self.is_dry() {
-            match self.add_finalizer(seen, finalizer).await {
+            match self.add_finalizer_to(seen, finalizer).await {
                 Ok(Some(object)) => return Ok(Some(object)),
                 Ok(None) => {}
                 // It changed, or it is gone.
@@ -401,7 +410,8 @@ impl Cluster {
                 Err(error) => return Err(error),
             }
         }
-        self.get(&seen.namespace().unwrap_or_default(), &seen.name_any()).await
+        let [namespace, name] = [&seen.namespace, &seen.name].map(|part| part.as_deref().unwrap_or_default());
+        self.get(namespace, name).await
     }
 
     /// Sets labels of an object.
@@ -410,17 +420,17 @@ impl Cluster {
     /// When the API server refuses or does not answer.
     pub async fn label<K: Object>(&self, seen: &K, labels: &Value) -> Result<()> {
         let patch = json!({"metadata": {"uid": seen.meta().uid, "labels": labels}});
-        self.merge(seen, "label", &patch).await.map(drop)
+        self.merge::<K>(seen.meta(), "label", &patch).await.map(drop)
     }
 
-    async fn merge<K: Object>(&self, seen: &K, action: &'static str, patch: &Value) -> Result<Option<K>> {
-        let (namespace, name) = (seen.namespace().unwrap_or_default(), seen.name_any());
+    async fn merge<K: Object>(&self, meta: &ObjectMeta, action: &'static str, patch: &Value) -> Result<Option<K>> {
+        let [namespace, name] = [&meta.namespace, &meta.name].map(|part| part.as_deref().unwrap_or_default());
         let object = || format!("{} {namespace}/{name}", K::kind(&()));
         if !self.begin(action, object, || patch.clone())? {
             return Ok(None);
         }
         let params = PatchParams { field_manager: Some(manager::<K>().to_owned()), ..PatchParams::default() };
-        let call = async { self.api::<K>(&namespace).patch(&name, &params, &Patch::Merge(patch)).await };
+        let call = async { self.api::<K>(namespace).patch(name, &params, &Patch::Merge(patch)).await };
         within(|| format!("{action} {}", object()), call).await.map(Some)
     }
 

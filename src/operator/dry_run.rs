@@ -71,7 +71,7 @@ async fn of_namespace(config: &Config, client: &Client, namespace: Option<&str>)
     let link_context = Arc::new(super::link::Context::empty(common.clone()));
     for link in links.items {
         let object = format!("{}/{}", link.namespace().unwrap_or_default(), link.name_any());
-        let result = super::link::reconcile(Arc::new(link), Arc::clone(&link_context)).await;
+        let result = super::link::reconcile(Arc::new(link.into()), Arc::clone(&link_context)).await;
         plans.push(plan("WorkspaceLink", object, &common, result.err()));
     }
     Ok(plans)

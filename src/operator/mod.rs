@@ -133,7 +133,7 @@ struct Common {
     agent_image: String,
     resync: Duration,
     pool_failures: Arc<Failures<ObjectRef<AgentPool>>>,
-    link_failures: Arc<Failures<ObjectRef<WorkspaceLink>>>,
+    link_failures: Arc<Failures<ObjectRef<link::LinkSight>>>,
 }
 
 impl Common {

@@ -37,6 +37,8 @@ fn the_image_is_built_from_the_program_and_runs_every_role_as_an_ordinary_user()
         serde_json::from_str(&docker(&["image", "inspect", "--format", "{{json .Config}}", &image.0])).unwrap();
     assert_eq!(config["User"], "65532:65532");
     assert_eq!(config["Entrypoint"], json!(["/usr/local/bin/terrapool"]));
+    let env = config["Env"].to_string();
+    assert!(env.contains("MALLOC_MMAP_THRESHOLD_=") && env.contains("MALLOC_TRIM_THRESHOLD_="), "{env}");
     // As in a restricted Pod.
     let run = |arguments: &[&str]| {
         let hardened = ["run", "--rm", "--read-only", "--cap-drop=ALL", "--network=none", &image.0];

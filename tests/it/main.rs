@@ -64,6 +64,7 @@ mod operator_faults_definitions;
 mod operator_leader;
 mod operator_peers;
 mod operator_workloads;
+mod program_layout;
 mod queue_leases;
 mod support;
 mod sync_link;

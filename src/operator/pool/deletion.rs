@@ -52,15 +52,16 @@ impl Pass<'_> {
 
     async fn remove_everywhere(&mut self) -> Result<Option<Duration>, Error> {
         let spec = &self.pool.spec;
-        let connection = match self.common.control_planes.resolve(&self.namespace, spec.control_plane.as_ref()).await? {
-            Ok(connection) => connection,
-            Err(waiting) => {
-                let message =
-                    format!("{}. Until then the pool cannot be deleted in the control plane.", waiting.message);
-                self.facts.deletion_blocked = Some(Fact::yes(waiting.reason, message));
-                return Ok(Some(jittered(LOOK_AGAIN)));
-            }
-        };
+        let connection =
+            match self.common.control_planes.resolve(&self.namespace, spec.control_plane.as_deref()).await? {
+                Ok(connection) => connection,
+                Err(waiting) => {
+                    let message =
+                        format!("{}. Until then the pool cannot be deleted in the control plane.", waiting.message);
+                    self.facts.deletion_blocked = Some(Fact::yes(waiting.reason, message));
+                    return Ok(Some(jittered(LOOK_AGAIN)));
+                }
+            };
         let sync = self.common.sync(&connection.control_plane);
         // First whether it may go at all: agents of a pool in use go on working.
         if let Some(waiting) = sync::pool::blocked(&sync, self.input()).await? {

@@ -64,7 +64,8 @@ pub(super) struct Context {
     pub(super) common: Common,
     /// The Pods of all pools, as last heard of.
     pub(super) pods: Store<Pod>,
-    memory: Mutex<HashMap<ObjectRef<AgentPool>, Memory>>,
+    /// Boxed: a table has room to spare, and these are large.
+    memory: Mutex<HashMap<ObjectRef<AgentPool>, Box<Memory>>>,
 }
 
 /// What was found out by the last full pass, so that news of runs need not ask for all of it again.
@@ -74,7 +75,8 @@ struct Memory {
     generation: Option<i64>,
     /// Annotations that ask for something.
     asked: Option<String>,
-    until: tokio::time::Instant,
+    /// Until when it is believed; `None`: no longer, and whoever looks again says when it is the next time.
+    until: Option<tokio::time::Instant>,
     known: Known,
     scaling: scale::Memory,
     pace: Pace,
@@ -126,19 +128,30 @@ impl Context {
         Self::new(common, pods)
     }
 
-    fn memory(&self) -> MutexGuard<'_, HashMap<ObjectRef<AgentPool>, Memory>> {
+    fn memory(&self) -> MutexGuard<'_, HashMap<ObjectRef<AgentPool>, Box<Memory>>> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remembered(&self, pool: &AgentPool) -> Option<Memory> {
+    fn remembered(&self, pool: &AgentPool) -> Option<Box<Memory>> {
         self.memory().get(&ObjectRef::from_obj(pool)).cloned()
+    }
+
+    /// Whether the pool has rested for long enough; says so once.
+    pub(super) fn take_due(&self, pool: &AgentPool) -> bool {
+        let mut memory = self.memory();
+        let until = memory.get_mut(&ObjectRef::from_obj(pool)).map(|memory| &mut memory.until);
+        until.is_some_and(|until| until.take_if(|until| *until <= tokio::time::Instant::now()).is_some())
     }
 
     /// What was believed may be out of date: the next visit asks for all of it.
     fn expire(&self, pool: &AgentPool) {
         self.common.own_pools.forget(pool.meta().uid.as_deref().unwrap_or_default());
+        self.looks_again(pool);
+    }
+
+    fn looks_again(&self, pool: &AgentPool) {
         if let Some(memory) = self.memory().get_mut(&ObjectRef::from_obj(pool)) {
-            memory.until = tokio::time::Instant::now();
+            memory.until = None;
         }
     }
 
@@ -152,7 +165,7 @@ impl Context {
         self.common.own_pools.forget(pool.meta().uid.as_deref().unwrap_or_default());
     }
 
-    fn remember(&self, pool: &AgentPool, memory: Memory) {
+    fn remember(&self, pool: &AgentPool, memory: Box<Memory>) {
         if self.memory().insert(ObjectRef::from_obj(pool), memory).is_none() {
             self.common.metrics.in_line("agentpool", 1);
         }
@@ -172,7 +185,7 @@ pub(super) async fn reconcile(seen: Arc<AgentPool>, context: Arc<Context>) -> Re
     Ok(next.map_or_else(Action::await_change, |after| Action::requeue(after.max(Duration::from_millis(10)))))
 }
 
-/// One visit; when to come again by itself.
+/// One visit; when to come again by itself. `None`: when it is due, or something is heard.
 async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, Error> {
     let active = seen.meta().deletion_timestamp.is_none() && !is_paused(seen);
     let remembered = context.remembered(seen).filter(|memory| {
@@ -180,7 +193,7 @@ async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, 
             && seen.meta().uid.as_deref() == Some(&memory.uid)
             && seen.meta().generation == memory.generation
             && requested(seen) == memory.asked
-            && tokio::time::Instant::now() < memory.until
+            && memory.until.is_some_and(|until| tokio::time::Instant::now() < until)
     });
     if let Some(memory) = remembered {
         if version(seen) < memory.written {
@@ -188,6 +201,7 @@ async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, 
         }
         return Pass::new(context, seen).quick(memory).await;
     }
+    context.looks_again(seen);
     if active && was_in_line(seen) && !context.common.cluster.is_dry() {
         let pass = Pass::new(context, seen);
         match pass.look().await {
@@ -198,7 +212,7 @@ async fn visit(seen: &AgentPool, context: &Context) -> Result<Option<Duration>, 
         }
     }
     // What a cache says may be long over: a pool must not be made for an object that is gone.
-    let live = context.common.cluster.get_with_finalizer(seen, POOL_FINALIZER, active).await?;
+    let live = context.common.cluster.get_with_finalizer(seen.meta(), POOL_FINALIZER, active).await?;
     let Some(pool) = live else {
         context.forget(seen);
         return Ok(None);
@@ -261,7 +275,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Only the agents: pool, token and Secret were in line a moment ago.
-    async fn quick(mut self, mut memory: Memory) -> Result<Option<Duration>, Error> {
+    async fn quick(mut self, mut memory: Box<Memory>) -> Result<Option<Duration>, Error> {
         self.known(&memory.known);
         let next = self.agents(&memory.known, &mut memory.scaling, false).await;
         self.finish(next, memory).await
@@ -324,28 +338,28 @@ impl<'a> Pass<'a> {
     }
 
     /// Tells in the facts, listens for changes, and makes what is to be remembered.
-    fn registered(&mut self, Registered { known, next_token }: Registered) -> Memory {
+    fn registered(&mut self, Registered { known, next_token }: Registered) -> Box<Memory> {
         self.known(&known);
         let object = ObjectRef::from_obj(self.pool);
         self.common.control_planes.watch(&known.connection, &known.pool_id, object);
         let old = self.context.remembered(self.pool);
-        Memory {
+        Box::new(Memory {
             uid: self.uid.clone(),
             generation: self.pool.meta().generation,
             asked: requested(self.pool),
-            until: tokio::time::Instant::now() + jittered(self.common.resync).min(next_token),
+            until: Some(tokio::time::Instant::now() + jittered(self.common.resync).min(next_token)),
             scaling: old.as_ref().map(|memory| memory.scaling.clone()).unwrap_or_default(),
             pace: old.map(|memory| memory.pace).unwrap_or_default(),
             written: version(self.pool),
             known,
-        }
+        })
     }
 
     /// Tells in the status how it went, and remembers.
     async fn finish(
         mut self,
         agents: Result<Option<Duration>, Error>,
-        mut memory: Memory,
+        mut memory: Box<Memory>,
     ) -> Result<Option<Duration>, Error> {
         if let Err(error) = &agents
             && !error.is_conflict()
@@ -362,13 +376,14 @@ impl<'a> Pass<'a> {
             }
             Told::Later(wait) => Some(wait),
         };
-        let until = memory.until.saturating_duration_since(tokio::time::Instant::now());
+        let until = memory.until;
         self.context.remember(self.pool, memory);
         if agents.is_err() {
             self.context.expire(self.pool);
         }
-        let next = agents?.into_iter().chain(later).fold(until, Duration::min);
-        Ok(Some(next))
+        // Otherwise it is due before.
+        let now = tokio::time::Instant::now();
+        Ok(agents?.into_iter().chain(later).min().filter(|next| until.is_some_and(|until| now + *next < until)))
     }
 
     /// Somebody has deleted the object.

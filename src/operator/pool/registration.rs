@@ -57,10 +57,11 @@ impl Pass<'_> {
     /// Pool and token in the control plane, and the Secret.
     pub(super) async fn register(&mut self) -> Result<Result<Registered, Waiting>, Error> {
         let spec = &self.pool.spec;
-        let connection = match self.common.control_planes.resolve(&self.namespace, spec.control_plane.as_ref()).await? {
-            Ok(connection) => connection,
-            Err(waiting) => return Ok(Err(self.not_registered(waiting))),
-        };
+        let connection =
+            match self.common.control_planes.resolve(&self.namespace, spec.control_plane.as_deref()).await? {
+                Ok(connection) => connection,
+                Err(waiting) => return Ok(Err(self.not_registered(waiting))),
+            };
         let secret_name = secret_name(self.pool);
         let stored = self.common.cluster.get::<Secret>(&self.namespace, &secret_name).await?;
         let stored = match stored.as_ref().map(|secret| (secret, secret::ownership(secret, &self.uid, &self.name))) {

@@ -10,7 +10,7 @@ use crate::support::{
     apiserver::ApiServer,
     operator::Operator,
     report::{self, Samples},
-    rig::{Rig, TERRAPOOL},
+    rig::{Rig, program},
 };
 
 const ROUNDS: usize = 5;
@@ -51,8 +51,8 @@ pub async fn measure(api: &ApiServer) -> anyhow::Result<()> {
     }
     report::samples("CPU with nothing to do (target ≤ 0.1 %)", &cpu, "% of a core");
     report::samples("start → controllers start (target ≤ 50 ms)", &start, "ms");
-    let size = fs::metadata(TERRAPOOL)?.len() as f64 / 1e6;
-    report::row("size of the program (profile of `cargo bench`)", &format!("{size:.1} MB"));
+    let size = fs::metadata(program())?.len() as f64 / 1e6;
+    report::row("size of the program", &format!("{size:.1} MB"));
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The real `terrapool server` on SQLite, with an agent: the program itself, or a client of its protocol.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -25,8 +25,10 @@ use terrapool::{
 
 use super::program::Program;
 
-/// The optimised program, as cargo built it for this benchmark.
-pub const TERRAPOOL: &str = env!("CARGO_BIN_EXE_terrapool");
+/// The optimised program, as cargo built it for this benchmark, or the one that TERRAPOOL_BENCH_PROGRAM names.
+pub fn program() -> PathBuf {
+    std::env::var_os("TERRAPOOL_BENCH_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_terrapool").into(), PathBuf::from)
+}
 
 pub const TOKEN: &str = "token-of-the-benchmarks-administrator";
 
@@ -201,9 +203,11 @@ impl Rig {
 
 /// The program, with a clean environment.
 pub fn terrapool(arguments: &[&str]) -> Command {
-    let mut command = Command::new(TERRAPOOL);
+    let mut command = Command::new(program());
     command.args(arguments).env_clear();
     command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("NO_COLOR", "1");
+    // As in the image.
+    command.env("MALLOC_MMAP_THRESHOLD_", "131072").env("MALLOC_TRIM_THRESHOLD_", "131072");
     command
 }
 
