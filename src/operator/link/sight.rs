@@ -34,7 +34,9 @@ impl From<WorkspaceLink> for LinkSight {
             let ready = conditions::get(&status.conditions, conditions::READY);
             Told { ready: ready.is_some_and(|ready| ready.status == "True"), digest: digest(status) }
         });
-        Self { metadata: link.metadata, spec: link.spec, told }
+        // At once: who manages which field takes ten times the room of all else, and a list comes in one piece.
+        let metadata = ObjectMeta { managed_fields: None, ..link.metadata };
+        Self { metadata, spec: link.spec, told }
     }
 }
 

@@ -30,6 +30,8 @@ impl Operator {
         let mut command = terrapool(&["operator", "--health-address", "127.0.0.1:0", "--namespace", namespace]);
         command.args(["--leader-namespace", namespace, "--control-plane-url", &server.address, "--kubeconfig"]);
         command.arg(&api.kubeconfig).args(more).env("TERRAPOOL_CONTROL_PLANE_TOKEN", TOKEN);
+        // As deploy/operator has it.
+        command.env("MALLOC_ARENA_MAX", "1");
         let log = log_of(server.path());
         let mut program = Program::start("the operator", command, log)?;
         let address = program.until("health, readiness and metrics are served address=").await?;

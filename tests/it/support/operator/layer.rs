@@ -195,12 +195,12 @@ fn refusal(code: u16) -> Response<Answer> {
     answer.body(Answer::from(status.to_string())).unwrap()
 }
 
-/// Whether it is the first page of a list that a watch begins with: those have a page size; a list of one only looks
-/// whether the kind is there.
+/// Whether it is the list that a watch begins with, or its first page: those have a page size, or are asked from memory; a
+/// list of one only looks whether the kind is there.
 fn begins_watch(uri: &Uri) -> bool {
     let pairs = || uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
-    let paged = pairs().any(|(key, value)| key == "limit" && value != "1");
-    paged && pairs().all(|(key, _)| key != "continue" && key != "watch")
+    let first = |(key, value)| (key == "limit" && value != "1") || (key == "resourceVersion" && value == "0");
+    pairs().any(first) && pairs().all(|(key, _)| key != "continue" && key != "watch")
 }
 
 /// What a call does, and its name in a schedule.
