@@ -3,7 +3,7 @@
 # The Kubernetes of one test run: started for the tests that need it, and ended with the run. Sourced by tests/run.
 #
 # start_clusters PROGRAM ARGUMENT…   what the tests that PROGRAM lists with these arguments need; 1 if that cannot be had
-# stop_nodes                         ends the one with nodes, if it is ours
+# renew_clusters                     an API server as new, and no nodes, if they are ours
 # stop_clusters                      ends all of it and moves its logs to $logs
 #
 # Each run has clusters of its own, so that runs of several working trees share no image and no definition; $kubeconfig,
@@ -87,14 +87,20 @@ end_cluster() {
 
 # end_clusters PLACE
 end_clusters() {
-    end_cluster "$1" apiserver
-    end_cluster "$1" cluster
+    local kind
+    for kind in apiserver faults cluster; do
+        end_cluster "$1" "$kind"
+    done
     rm -rf "$1"
 }
 
-# Ends the cluster with nodes, when no test needs it any more.
-stop_nodes() {
-    [ -z "$clusters" ] || end_cluster "$clusters" cluster
+# For the fault suite: no nodes beside it, and an API server that has not grown by what other tests left there.
+renew_clusters() {
+    [ -n "$clusters" ] || return 0
+    end_cluster "$clusters" cluster
+    end_cluster "$clusters" apiserver
+    bring_up apiserver tests/cluster/control-plane start "$clusters/faults" || return
+    export TERRAPOOL_TEST_APISERVER=$clusters/faults/kubeconfig
 }
 
 stop_clusters() {

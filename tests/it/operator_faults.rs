@@ -69,7 +69,7 @@ fn operator_faults_f02_each_write_refused_or_lost() {
 fn operator_faults_f03_two_crashes() {
     let points = points();
     let mut dice = Dice::new(3);
-    let count = if exhaustive() { 2_000 } else { 120 };
+    let count = if exhaustive() { 2_000 } else { 100 };
     let schedules = (0..count).map(|_| {
         let (scenario, write) = dice.one(&points).clone();
         let first = Trouble::Write { at: write.point(), failure: *dice.one(&Failure::CRASHES) };
@@ -95,7 +95,7 @@ fn operator_faults_f04_stale_views() {
     let mut schedules = every_scenario("F4", &lags);
     let mut dice = Dice::new(4);
     let points = points();
-    let count = if exhaustive() { points.len() * 3 } else { 70 };
+    let count = if exhaustive() { points.len() * 3 } else { 50 };
     for _ in 0..count {
         let (scenario, write) = dice.one(&points).clone();
         let crash = Trouble::Write { at: write.point(), failure: *dice.one(&Failure::CRASHES) };
@@ -121,7 +121,7 @@ fn operator_faults_f06_broken_watches_and_outages() {
     let mut schedules = every_scenario("F6", &troubles);
     let mut dice = Dice::new(6);
     let points = points();
-    for _ in 0..if exhaustive() { 300 } else { 40 } {
+    for _ in 0..if exhaustive() { 300 } else { 30 } {
         let (scenario, write) = dice.one(&points).clone();
         let side = *dice.one(&[Side::Cluster, Side::ControlPlane]);
         let down = Trouble::Down { side, at: write.point(), ms: 200 + 300 * dice.below(5) as u64 };
@@ -328,7 +328,7 @@ fn operator_faults_f12_refusals_of_the_cluster() {
 #[test]
 fn operator_faults_f13_random_walks() {
     let points = points();
-    let count = if exhaustive() { 10_000 } else { 200 };
+    let count = if exhaustive() { 10_000 } else { 160 };
     let start: u64 = std::env::var("TERRAPOOL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let schedules = (start..start + count).map(|seed| {
         let mut dice = Dice::new(seed);
