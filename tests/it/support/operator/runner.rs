@@ -28,7 +28,7 @@ use super::{
 };
 
 /// Schedules at a time.
-const SEATS: usize = 20;
+const SEATS: usize = 28;
 
 /// Schedules that one control plane serves.
 const SERVES: usize = 40;
