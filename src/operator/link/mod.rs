@@ -347,32 +347,30 @@ impl<'a> Wish<'a> {
 /// One pass over one link, as the API server has it.
 struct Pass<'a> {
     wish: Wish<'a>,
-    context: &'a Context,
-    common: &'a Common,
     link: &'a WorkspaceLink,
 }
 
 impl<'a> Pass<'a> {
     fn new(context: &'a Context, link: &'a WorkspaceLink) -> Self {
-        Self { wish: Wish::of(context, link), context, common: &context.common, link }
+        Self { wish: Wish::of(context, link), link }
     }
 
     async fn bring_into_line(&self) -> Result<Option<Duration>, Error> {
-        self.common.cluster.add_finalizer(self.link, LINK_FINALIZER).await?;
+        self.wish.common.cluster.add_finalizer(self.link, LINK_FINALIZER).await?;
         let found = self.wish.find().await?;
         let written = self.tell(&found).await?;
         if matches!(found, Found::Waiting(_)) {
-            self.context.wait(self.link, true);
-            self.context.not_done(self.link);
+            self.wish.context.wait(self.link, true);
+            self.wish.context.not_done(self.link);
             return Ok(Some(jittered(LOOK_AGAIN)));
         }
-        self.context.done(self.link, written);
+        self.wish.context.done(self.link, written);
         Ok(None)
     }
 
     async fn delete(&self) -> Result<Option<Duration>, Error> {
         if !has_finalizer(self.link, LINK_FINALIZER) {
-            self.context.forget(self.link);
+            self.wish.context.forget(self.link);
             return Ok(None);
         }
         if let Err(error) = self.unlink().await
@@ -384,8 +382,8 @@ impl<'a> Pass<'a> {
             }
             return Err(error);
         }
-        self.common.cluster.remove_finalizer(self.link, LINK_FINALIZER).await?;
-        self.context.forget(self.link);
+        self.wish.common.cluster.remove_finalizer(self.link, LINK_FINALIZER).await?;
+        self.wish.context.forget(self.link);
         Ok(None)
     }
 
@@ -408,15 +406,15 @@ impl<'a> Pass<'a> {
     /// Writes the status if it changed; the version of the object then.
     async fn tell(&self, found: &Found) -> Result<Option<u64>, Error> {
         let old = self.link.status.as_ref();
-        let new: WorkspaceLinkStatus = status::compute(old, found, self.link.meta().generation, self.common.now());
+        let new: WorkspaceLinkStatus = status::compute(old, found, self.link.meta().generation, self.wish.common.now());
         if old == Some(&new) {
             return Ok(None);
         }
         let manager = format!("{}-status", names::LINK_MANAGER);
-        let written = self.common.cluster.apply_status(self.link, &manager, &new).await?;
+        let written = self.wish.common.cluster.apply_status(self.link, &manager, &new).await?;
         let before = old.map(|old| old.conditions.as_slice()).unwrap_or_default();
         if let Some(news) = worse(before, &new.conditions) {
-            self.common.events.publish(self.link, news).await;
+            self.wish.common.events.publish(self.link, news).await;
         }
         Ok(written)
     }
