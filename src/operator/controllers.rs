@@ -38,7 +38,7 @@ use crate::{
 const PAGE: u32 = 100;
 
 /// Parts of a rest: so exactly is the end of it kept.
-const PARTS: u32 = 60;
+const PARTS: u32 = 12;
 
 /// Triggers of one object within this time are one visit.
 const DEBOUNCE: Duration = Duration::from_millis(5);

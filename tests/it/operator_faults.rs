@@ -69,7 +69,7 @@ fn operator_faults_f02_each_write_refused_or_lost() {
 fn operator_faults_f03_two_crashes() {
     let points = points();
     let mut dice = Dice::new(3);
-    let count = if exhaustive() { 2_000 } else { 80 };
+    let count = if exhaustive() { 2_000 } else { 64 };
     let schedules = (0..count).map(|_| {
         let (scenario, write) = dice.one(&points).clone();
         let first = Trouble::Write { at: write.point(), failure: *dice.one(&Failure::CRASHES) };
@@ -328,7 +328,7 @@ fn operator_faults_f12_refusals_of_the_cluster() {
 #[test]
 fn operator_faults_f13_random_walks() {
     let points = points();
-    let count = if exhaustive() { 10_000 } else { 120 };
+    let count = if exhaustive() { 10_000 } else { 100 };
     let start: u64 = std::env::var("TERRAPOOL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let schedules = (start..start + count).map(|seed| {
         let mut dice = Dice::new(seed);

@@ -28,6 +28,12 @@ impl Admin {
         Self { address, token, client: http::client(Some(ca)).unwrap() }
     }
 
+    /// Whether anything answers.
+    pub async fn is_reached(&self) -> Result<(), String> {
+        let answer = self.client.get(format!("{}/api/v2/ping", self.address)).send().await;
+        answer.map(drop).map_err(|error| format!("{error:?}"))
+    }
+
     /// A request; status and body, which is null when there is none.
     pub async fn try_request(&self, method: Method, path: &str, body: &Value) -> (StatusCode, Value) {
         let url = if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.address) };

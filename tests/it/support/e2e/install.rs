@@ -14,6 +14,7 @@ use crate::support::{
     app::ADMIN_TOKEN,
     cli::Access,
     cluster::{Kubectl, cluster},
+    poll::eventually,
 };
 
 pub const NAMESPACE: &str = "terrapool-system";
@@ -90,7 +91,11 @@ async fn install() -> Installation {
     }
     let service = kubectl.get(&["service", "terrapool"]);
     let port = &service["spec"]["ports"][0]["nodePort"];
-    Installation { host: format!("{}:{port}", nodes[0]), ca }
+    let installation = Installation { host: format!("{}:{port}", nodes[0]), ca };
+    let admin = installation.admin();
+    // A node may forward to a Pod some time after that is ready.
+    eventually("the control plane answers on the node's port", PATIENCE, async || admin.is_reached().await).await;
+    installation
 }
 
 /// Waits until the Pods are what was applied.

@@ -75,6 +75,8 @@ impl Kind {
 pub struct Cluster {
     client: Client,
     feed: Arc<Feed>,
+    /// Whether the controllers of Kubernetes work here: they fill new namespaces, and empty those that are deleted.
+    has_controllers: bool,
 }
 
 pub type Answer = Result<Value, kube::Error>;
@@ -99,7 +101,9 @@ impl Cluster {
         terrapool::http::install_tls_provider();
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         let client = Client::try_from(config).unwrap();
-        let cluster = Self { feed: Arc::new(Feed::new(client.clone())), client };
+        let mut cluster = Self { feed: Arc::new(Feed::new(client.clone())), client, has_controllers: false };
+        let account = "/api/v1/namespaces/default/serviceaccounts/default";
+        cluster.has_controllers = cluster.call(Method::GET, account, JSON, &Value::Null).await.is_ok();
         cluster.install().await;
         cluster
     }
@@ -151,14 +155,14 @@ pub struct Space {
 }
 
 impl Space {
-    /// A new namespace, with what a controller manager would put there.
+    /// A new namespace in which Pods are admitted.
     pub async fn create(cluster: Cluster, name: &str, labels: &Value) -> Self {
         let manifest = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
         cluster.call(Method::POST, "/api/v1/namespaces", JSON, &manifest).await.unwrap();
-        // Pods are not admitted without it.
-        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
-        let path = format!("/api/v1/namespaces/{name}/serviceaccounts");
-        cluster.call(Method::POST, &path, JSON, &account).await.unwrap();
+        let path = format!("/api/v1/namespaces/{name}/serviceaccounts/default");
+        while cluster.has_controllers && cluster.call(Method::GET, &path, JSON, &Value::Null).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         Self { cluster, name: name.to_owned() }
     }
 
@@ -211,9 +215,12 @@ impl Space {
         }
     }
 
-    /// Removes the pools and links that are left, finalizers or not: other operators might see to them. The rest goes
-    /// with the namespace, where there is a controller that removes it, or with the API server.
+    /// Removes the pools and links that are left, finalizers or not: the rest goes with the namespace. Where nothing
+    /// empties namespaces, all of it goes with the API server.
     pub async fn clear(&self, left: &[(Kind, String)]) {
+        if !self.cluster.has_controllers {
+            return;
+        }
         for (kind, name) in left {
             drop(self.merge(*kind, name, "", &json!({"metadata": {"finalizers": null}})).await);
             self.delete(*kind, name, &json!({"propagationPolicy": "Background"})).await;

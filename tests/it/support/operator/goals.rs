@@ -19,30 +19,31 @@ impl Stage {
     /// Whether the goal is reached; else what is missing.
     pub(super) async fn reached(&self, goal: &Goal) -> Result<(), Missing> {
         let holds = |holds: bool, seen: &dyn std::fmt::Debug| if holds { Ok(()) } else { Err(format!("{seen:?}")) };
+        let is_so = |object: &Value, holds: bool| if holds { Ok(()) } else { Err(object["status"].to_string()) };
         match goal {
             Goal::Ready(kind, name) => {
                 let object = self.mirror.get(*kind, name);
-                holds(is_ready(&object), &object["status"].to_string())
+                is_so(&object, is_ready(&object))
             }
             Goal::Is(kind, name, type_, status, reason) => {
                 let object = self.mirror.get(*kind, name);
                 let found = condition(&object, type_).is_some_and(|c| c["status"] == *status && c["reason"] == *reason);
-                holds(found, &object["status"].to_string())
+                is_so(&object, found)
             }
             Goal::Says(name, type_, words) => {
                 let object = self.mirror.get(Kind::AgentPool, name);
                 let says = |c: &Value| c["message"].as_str().is_some_and(|message| message.contains(words));
-                holds(condition(&object, type_).is_some_and(says), &object["status"].to_string())
+                is_so(&object, condition(&object, type_).is_some_and(says))
             }
             Goal::Gone(kind, name) => {
                 let object = self.mirror.get(*kind, name);
-                holds(object.is_null(), &object["status"].to_string())
+                is_so(&object, object.is_null())
             }
             Goal::NotReady(name) => {
                 let object = self.mirror.get(Kind::AgentPool, name);
                 let seen = object["status"]["observedGeneration"] == object["metadata"]["generation"];
                 let found = condition(&object, "Ready").is_some_and(|c| c["status"] == "False" && c["reason"] != "");
-                holds(seen && found, &object["status"].to_string())
+                is_so(&object, seen && found)
             }
             Goal::Agents(count) => self.agents_run(*count).await,
             Goal::Labelled(key, value) => {
@@ -65,8 +66,8 @@ impl Stage {
                     name => vec![self.mirror.get(*kind, name)],
                 };
                 let found = objects.iter().any(|object| object.pointer(path) == Some(value));
-                let states: Vec<String> = objects.iter().map(|object| object["status"].to_string()).collect();
-                holds(found, &states)
+                let states = || objects.iter().map(|object| object["status"].to_string()).collect();
+                if found { Ok(()) } else { Err(states()) }
             }
         }
     }
@@ -76,11 +77,13 @@ impl Stage {
         let running =
             |pod: &&Arc<Value>| pod["status"]["phase"] == "Running" && pod["metadata"]["deletionTimestamp"].is_null();
         let names: Vec<&str> = pods.iter().filter(running).filter_map(|pod| pod["metadata"]["name"].as_str()).collect();
-        let phases: Vec<String> =
-            pods.iter().map(|pod| format!("{} {}", pod["metadata"]["name"], pod["status"]["phase"])).collect();
+        let phases = || -> Vec<String> {
+            pods.iter().map(|pod| format!("{} {}", pod["metadata"]["name"], pod["status"]["phase"])).collect()
+        };
         if pods.len() != count || names.len() != count {
             return Err(format!(
-                "{phases:?}; {}",
+                "{:?}; {}",
+                phases(),
                 self.mirror.all(Kind::AgentPool).iter().map(|p| p["status"].to_string()).collect::<String>()
             ));
         }
@@ -88,7 +91,7 @@ impl Stage {
         let agents = store::agents::all(&mut connection).await.unwrap();
         let there =
             names.iter().filter(|name| agents.iter().any(|agent| agent.name == **name && !agent.cordoned)).count();
-        if there == count { Ok(()) } else { Err(format!("{there} agents of the Pods {phases:?}")) }
+        if there == count { Ok(()) } else { Err(format!("{there} agents of the Pods {:?}", phases())) }
     }
 
     /// Id and name of an AgentPool's pool in the control plane.

@@ -27,7 +27,8 @@ use super::{
     stage::{Stage, Stuck},
 };
 
-/// Schedules at a time.
+/// Schedules at a time: so many that the processors do not wait for schedules that wait. TERRAPOOL_FAULTS_SEATS says
+/// how many on a machine that is slower, or has more processors.
 const SEATS: usize = 28;
 
 /// Schedules that one control plane serves.
@@ -94,13 +95,18 @@ pub fn hub() -> &'static Hub {
         runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap(),
         cluster: OnceCell::new(),
         planes: Mutex::default(),
-        seats: Semaphore::new(SEATS),
+        seats: Semaphore::new(seats()),
         clean: Mutex::default(),
         rows: Mutex::default(),
         count: AtomicUsize::new(0),
         begun: OnceLock::new(),
         failures: Mutex::new(None),
     })
+}
+
+fn seats() -> usize {
+    std::env::var("TERRAPOOL_FAULTS_SEATS")
+        .map_or(SEATS, |value| value.parse().expect("TERRAPOOL_FAULTS_SEATS: a number"))
 }
 
 /// Whether everything is to be played, not only what continuous integration has time for.
