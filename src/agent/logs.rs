@@ -1,7 +1,7 @@
 //! Ships a job's log by (offset, bytes) while it grows, and the rest at its end.
 //!
-//! What is shipped is a pure function of the file (and, at the end, of the epilogue): neutralised, and cut at a
-//! limit. So nothing about it is kept on disk: after a restart, or when the server's log ends elsewhere than
+//! What is shipped is a pure function of the file (and, at the end, of the epilogue): without secrets, neutralised,
+//! and cut at a limit. So nothing about it is kept on disk: after a restart, or when the server's log ends elsewhere than
 //! expected, the text is made again from the start and what the server has is skipped.
 
 use std::{io::Read, time::Duration};
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::{
     jobdir::{self, JobDir},
     neutralise::{Neutraliser, WORST_GROWTH},
+    redact::{Redactor, Secrets},
     remote::{CallError, Remote, Stop},
 };
 use crate::{api::agent::MAX_LOG_APPEND, client};
@@ -38,6 +39,8 @@ const CUT: &[u8] = b"\n\x1b[33mTerrapool: this log has reached its limit; the re
 /// The log as it is shipped, from some offset on. No I/O but reading.
 #[derive(Debug)]
 struct Text {
+    secrets: Secrets,
+    redactor: Redactor,
     neutraliser: Neutraliser,
     /// Bytes of the file that were read.
     read: u64,
@@ -52,8 +55,10 @@ struct Text {
 }
 
 impl Text {
-    fn new(limit: u64) -> Self {
+    fn new(limit: u64, secrets: Secrets) -> Self {
         Self {
+            redactor: Redactor::new(secrets.clone()),
+            secrets,
             neutraliser: Neutraliser::default(),
             read: 0,
             pending: Vec::new(),
@@ -75,7 +80,9 @@ impl Text {
         if self.cut {
             return;
         }
-        self.neutraliser.push(bytes, &mut self.pending);
+        let mut redacted = Vec::with_capacity(bytes.len());
+        self.redactor.push(bytes, &mut redacted);
+        self.neutraliser.push(&redacted, &mut self.pending);
         self.cut_at_limit();
         self.drop_known();
     }
@@ -83,12 +90,18 @@ impl Text {
     /// The file ends here.
     fn close(&mut self, epilogue: &str) {
         if !self.cut {
+            let mut redacted = Vec::new();
+            self.redactor.finish(&mut redacted);
+            self.neutraliser.push(&redacted, &mut self.pending);
             self.neutraliser.finish(&mut self.pending);
             self.cut_at_limit();
         }
         // Beyond the limit too: it says why the stage ended.
+        let (mut redactor, mut redacted) = (Redactor::new(self.secrets.clone()), Vec::new());
+        redactor.push(epilogue.as_bytes(), &mut redacted);
+        redactor.finish(&mut redacted);
         let mut own = Neutraliser::default();
-        own.push(epilogue.as_bytes(), &mut self.pending);
+        own.push(&redacted, &mut self.pending);
         own.finish(&mut self.pending);
         self.drop_known();
     }
@@ -115,7 +128,7 @@ impl Text {
     fn acknowledge(&mut self, end: u64) -> bool {
         let rewind = end < self.shipped;
         if rewind {
-            *self = Self::new(self.limit);
+            *self = Self::new(self.limit, self.secrets.clone());
         }
         self.skip = end;
         self.drop_known();
@@ -130,6 +143,7 @@ pub(super) struct Shipper {
     /// Read in blocking threads, hence an `Option`: it travels there and back.
     text: Option<Text>,
     limit: u64,
+    secrets: Secrets,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -145,8 +159,13 @@ pub(super) enum Error {
 }
 
 impl Shipper {
-    pub(super) fn new(dir: JobDir, limit: u64) -> Self {
-        Self { dir, text: None, limit }
+    /// `secrets` are shown to nobody.
+    pub(super) fn new(dir: JobDir, limit: u64, secrets: Secrets) -> Self {
+        Self { dir, text: None, limit, secrets }
+    }
+
+    fn fresh(&self) -> Text {
+        Text::new(self.limit, self.secrets.clone())
     }
 
     /// Ships what comes, for ever; returns when the job is not ours any more. Cancel-safe.
@@ -192,7 +211,7 @@ impl Shipper {
 
     /// The server's log ends at `end`, whatever was thought before.
     pub(super) fn resynchronise(&mut self, end: u64) {
-        *self.text_mut() = Text::new(self.limit);
+        self.text = Some(self.fresh());
         self.text_mut().acknowledge(end);
     }
 
@@ -202,8 +221,8 @@ impl Shipper {
     }
 
     fn text_mut(&mut self) -> &mut Text {
-        let limit = self.limit;
-        self.text.get_or_insert_with(|| Text::new(limit))
+        let Self { text, limit, secrets, .. } = self;
+        text.get_or_insert_with(|| Text::new(*limit, secrets.clone()))
     }
 
     /// Reads one batch and ships it; says how many bytes were read or shipped.
@@ -215,10 +234,9 @@ impl Shipper {
     }
 
     async fn fill(&mut self) -> Result<u64, Error> {
-        let limit = self.limit;
         let (dir, taken) = (self.dir.clone(), self.text.take());
         // When this is cancelled the text is lost with the thread, and made again from the start: nothing is sent twice.
-        let mut text = taken.unwrap_or_else(|| Text::new(limit));
+        let mut text = taken.unwrap_or_else(|| self.fresh());
         let filled = tokio::task::spawn_blocking(move || {
             let result = fill(&dir, &mut text);
             (text, result)
@@ -277,7 +295,7 @@ mod tests {
 
     /// What a server would store when it acknowledges as it likes.
     fn shipped(file: &[u8], pieces: &[usize], losses: &[usize], limit: u64, epilogue: &str) -> Vec<u8> {
-        let (mut text, mut server) = (Text::new(limit), Vec::<u8>::new());
+        let (mut text, mut server) = (Text::new(limit, Secrets::new(["nullxx"])), Vec::<u8>::new());
         let mut losses = losses.iter();
         let mut pieces = pieces.iter().cycle();
         loop {
@@ -310,6 +328,12 @@ mod tests {
     fn continue_closed(text: &mut Text, server: &mut Vec<u8>) {
         server.extend_from_slice(&text.pending);
         assert!(text.acknowledge(server.len() as u64));
+    }
+
+    #[test]
+    fn a_secret_is_hidden_also_at_the_start_of_a_line_and_in_the_last_words() {
+        let text = String::from_utf8(shipped(b"a nullxx\nnullxx\nnull", &[3], &[], 400, "\nnullxx\n")).unwrap();
+        assert_eq!(text, "a ***\n***\n\u{1b}[0mnull\n***\n");
     }
 
     #[test]

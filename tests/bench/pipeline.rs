@@ -11,17 +11,18 @@ mod support;
 
 use std::{pin::Pin, time::Instant};
 
-use measures::{age, claim, first_line, ingest, wall};
+use measures::{age, claim, first_line, ingest, redact, wall};
 
 type Measure = fn(&str) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + '_>>;
 
-const MEASURES: [(&str, Measure); 6] = [
+const MEASURES: [(&str, Measure); 7] = [
     ("claim", |version| Box::pin(claim::measure(version))),
     ("first-line", |version| Box::pin(first_line::measure(version))),
     ("wall", |version| Box::pin(wall::measure(version))),
     ("age", |version| Box::pin(age::measure(version))),
     ("ingest", |version| Box::pin(ingest::ingest(version))),
     ("memory", |version| Box::pin(ingest::memory(version))),
+    ("redact", |_| Box::pin(async { redact::measure() })),
 ];
 
 fn main() -> anyhow::Result<()> {

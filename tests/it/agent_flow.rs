@@ -1,5 +1,8 @@
 //! A run through a real agent: what is delivered, in which order, and what becomes of orders and limits.
 
+use axum::http::Method;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde_json::json;
 use terrapool::{
     api::{agent::reason, run_state::RunState},
     server::domain::runs,
@@ -36,6 +39,45 @@ async fn what_reads_as_json_is_neutralised_and_the_rest_is_byte_exact() {
     let plan = plane.log(run.plan_id.as_str()).await;
     let expected = "\x1b[0m{\"type\":\"provision_progress\"}\n\x1b[0mnull\nnull_resource.a\n\x1b[1mx\x1b[0m\r\n";
     assert!(plan.contains(expected), "{plan:?}");
+    agent.drain().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_value_of_a_sensitive_variable_is_in_no_log_in_whatever_form() {
+    let plane = Plane::new().await;
+    let value = "p\u{e4}ss w\u{f6}rd/\"&<1>\nsecond line of it";
+    for (key, value, sensitive) in [("PASSWORD", value, true), ("OPEN", "to be seen", false)] {
+        let attributes = json!({"key": key, "value": value, "category": "env", "sensitive": sensitive});
+        let body = json!({"data": {"type": "vars", "attributes": attributes}});
+        let path = format!("/api/v2/workspaces/{}/vars", plane.fixture.workspace.id);
+        plane.test.request(Method::POST, &path, &body).await.expect(201);
+    }
+    let agent = plane.agent("a").await;
+    let (half, go) = (plane.signal("half"), plane.signal("go"));
+    let encoded = STANDARD.encode(value);
+    // Its base64 in two pieces, the first of which is shipped before the second is written.
+    let script = format!(
+        "echo \"begin $OPEN\"; printf '%s\\n' \"$PASSWORD\"; printf '%s' \"$PASSWORD\" | base64 -w 0; echo
+         printf 'user:%s' \"$PASSWORD\" | base64 -w 0; echo
+         printf '%s' '{}'; touch {}; while [ ! -e {} ]; do sleep 0.05; done; printf '%s\\nend\\n' '{}'\n",
+        &encoded[..9],
+        half.display(),
+        go.display(),
+        &encoded[9..],
+    );
+    let run = plane.run(&script, "echo \"again $PASSWORD\"").await;
+    appears(&half).await;
+    eventually("what came before is shipped", async || plane.log(run.plan_id.as_str()).await.contains("***\n***\n"))
+        .await;
+    std::fs::write(&go, "").unwrap();
+    let run = plane.until(&run, RunState::Applied).await;
+    let plan = plane.log(run.plan_id.as_str()).await;
+    let shown = &plan[plan.find("begin").unwrap()..];
+    // `user:` shares a character with what comes after it.
+    let user = STANDARD.encode(format!("user:{value}"));
+    let expected = format!("begin to be seen\n***\n***\n{}***\n***\nend\n", &user[..7]);
+    assert!(shown.starts_with(&expected), "{shown:?} and not {expected:?}");
+    assert!(plane.log(run.apply_id.as_str()).await.contains("again ***\n"));
     agent.drain().await.unwrap();
 }
 

@@ -21,6 +21,7 @@ use super::{
     jobdir::{self, Archive, JobDir},
     logs::Shipper,
     record::{self, Failure, JobRecord},
+    redact::Secrets,
     remote::{CallError, Remote, Stop},
     result,
     state::Snapshots,
@@ -168,7 +169,8 @@ impl Supervisor {
         if let Some(cause) = record.cause {
             ending.resume(cause, Instant::now());
         }
-        let shipper = Shipper::new(dir.clone(), agent.config.log_limit);
+        let secrets = Secrets::of_job(&spec, &agent.config.token);
+        let shipper = Shipper::new(dir.clone(), agent.config.log_limit, secrets);
         let snapshots = Snapshots::new(dir.clone());
         Ok(Self { remote: remote(&agent, &spec), agent, spec, dir, record, ending, orders, shipper, snapshots, life })
     }

@@ -4,4 +4,5 @@ pub mod age;
 pub mod claim;
 pub mod first_line;
 pub mod ingest;
+pub mod redact;
 pub mod wall;

@@ -1,7 +1,7 @@
 //! When objects are first seen in a state that is waited for: one watch, told the moment it hears.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -86,18 +86,22 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Of all objects below `path`, as `/api/v1/namespaces/x/pods`, from now on.
+    /// Of all objects below `path`, as `/api/v1/namespaces/x/pods`, that are not so now.
     pub async fn watch(client: &Client, path: &str, wanted: fn(&Light) -> bool) -> anyhow::Result<Self> {
         let state = Arc::new(State::default());
-        let mut follower = Follower { client: client.clone(), path: path.to_owned(), wanted, state: state.clone() };
-        let mut version = follower.list().await?;
+        let path = path.to_owned();
+        let mut follower =
+            Follower { client: client.clone(), path, wanted, early: HashSet::new(), state: state.clone() };
+        let list = follower.list().await?;
+        follower.early = list.items.into_iter().filter(wanted).map(|object| object.metadata.name).collect();
+        let mut version = list.metadata.resource_version;
         let task = tokio::spawn(async move {
             // The API server ends the watch of whoever takes too long to read: what happened meanwhile is in a list.
             loop {
                 if let Err(error) = follower.follow(&version).await {
                     eprintln!("the watch of {}: {error:#}", follower.path);
                 }
-                match follower.list().await {
+                match follower.catch_up().await {
                     Ok(now) => version = now,
                     Err(error) => {
                         eprintln!("the list of {}: {error:#}", follower.path);
@@ -146,21 +150,27 @@ struct Follower {
     client: Client,
     path: String,
     wanted: fn(&Light) -> bool,
+    /// Those that were so from the start.
+    early: HashSet<String>,
     state: Arc<State>,
 }
 
 impl Follower {
     fn look(&self, object: Light) -> bool {
-        let wanted = (self.wanted)(&object);
+        let wanted = (self.wanted)(&object) && !self.early.contains(&object.metadata.name);
         if wanted {
             self.state.first().entry(object.metadata.name).or_insert_with(Instant::now);
         }
         wanted
     }
 
-    /// What is there; the version of all of it.
-    async fn list(&mut self) -> anyhow::Result<String> {
-        let list: List = self.client.request(Request::new(&self.path).list(&ListParams::default())?).await?;
+    async fn list(&self) -> anyhow::Result<List> {
+        Ok(self.client.request(Request::new(&self.path).list(&ListParams::default())?).await?)
+    }
+
+    /// Looks at what is there; the version of all of it.
+    async fn catch_up(&self) -> anyhow::Result<String> {
+        let list = self.list().await?;
         for object in list.items {
             self.look(object);
         }
@@ -169,7 +179,7 @@ impl Follower {
     }
 
     /// Until the watch ends.
-    async fn follow(&mut self, version: &str) -> anyhow::Result<()> {
+    async fn follow(&self, version: &str) -> anyhow::Result<()> {
         let params = WatchParams::default().timeout(3600).disable_bookmarks();
         let request = Request::new(&self.path).watch(&params, version)?;
         let mut events = std::pin::pin!(self.client.request_events::<Light>(request).await?);
