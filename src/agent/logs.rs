@@ -39,7 +39,6 @@ const CUT: &[u8] = b"\n\x1b[33mTerrapool: this log has reached its limit; the re
 /// The log as it is shipped, from some offset on. No I/O but reading.
 #[derive(Debug)]
 struct Text {
-    secrets: Secrets,
     redactor: Redactor,
     neutraliser: Neutraliser,
     /// Bytes of the file that were read.
@@ -57,8 +56,7 @@ struct Text {
 impl Text {
     fn new(limit: u64, secrets: Secrets) -> Self {
         Self {
-            redactor: Redactor::new(secrets.clone()),
-            secrets,
+            redactor: Redactor::new(secrets),
             neutraliser: Neutraliser::default(),
             read: 0,
             pending: Vec::new(),
@@ -89,17 +87,17 @@ impl Text {
 
     /// The file ends here.
     fn close(&mut self, epilogue: &str) {
+        let mut redacted = Vec::new();
+        self.redactor.finish(&mut redacted);
         if !self.cut {
-            let mut redacted = Vec::new();
-            self.redactor.finish(&mut redacted);
             self.neutraliser.push(&redacted, &mut self.pending);
             self.neutraliser.finish(&mut self.pending);
             self.cut_at_limit();
         }
         // Beyond the limit too: it says why the stage ended.
-        let (mut redactor, mut redacted) = (Redactor::new(self.secrets.clone()), Vec::new());
-        redactor.push(epilogue.as_bytes(), &mut redacted);
-        redactor.finish(&mut redacted);
+        redacted.clear();
+        self.redactor.push(epilogue.as_bytes(), &mut redacted);
+        self.redactor.finish(&mut redacted);
         let mut own = Neutraliser::default();
         own.push(&redacted, &mut self.pending);
         own.finish(&mut self.pending);
@@ -128,7 +126,7 @@ impl Text {
     fn acknowledge(&mut self, end: u64) -> bool {
         let rewind = end < self.shipped;
         if rewind {
-            *self = Self::new(self.limit, self.secrets.clone());
+            *self = Self::new(self.limit, self.redactor.secrets().clone());
         }
         self.skip = end;
         self.drop_known();

@@ -165,7 +165,13 @@ impl Redactor {
         self.write(input, output, false);
     }
 
-    /// The log ends here: appends what stayed back.
+    /// What it looks for.
+    #[must_use]
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
+    /// The text ends here: appends what stayed back. What is pushed then is another text.
     pub fn finish(&mut self, output: &mut Vec<u8>) {
         self.write(&[], output, true);
     }

@@ -159,9 +159,10 @@ impl Space {
     pub async fn create(cluster: Cluster, name: &str, labels: &Value) -> Self {
         let manifest = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
         cluster.call(Method::POST, "/api/v1/namespaces", JSON, &manifest).await.unwrap();
-        let path = format!("/api/v1/namespaces/{name}/serviceaccounts/default");
-        while cluster.has_controllers && cluster.call(Method::GET, &path, JSON, &Value::Null).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        if cluster.has_controllers {
+            let path = format!("/api/v1/namespaces/{name}/serviceaccounts/default");
+            let account = async || cluster.call(Method::GET, &path, JSON, &Value::Null).await;
+            eventually("the namespace has a ServiceAccount", Duration::from_secs(30), account).await;
         }
         Self { cluster, name: name.to_owned() }
     }

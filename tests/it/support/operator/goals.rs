@@ -66,8 +66,7 @@ impl Stage {
                     name => vec![self.mirror.get(*kind, name)],
                 };
                 let found = objects.iter().any(|object| object.pointer(path) == Some(value));
-                let states = || objects.iter().map(|object| object["status"].to_string()).collect();
-                if found { Ok(()) } else { Err(states()) }
+                if found { Ok(()) } else { Err(objects.iter().map(|object| object["status"].to_string()).collect()) }
             }
         }
     }
