@@ -3,33 +3,18 @@
 use std::{convert::Infallible, os::unix::fs::DirBuilderExt, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
-use clap::Subcommand;
 use url::Url;
 
-use super::label;
+use super::super::{engines, label, secret};
 use crate::{
-    agent::{
-        self, AgentConfig,
-        executor::{Choice, place_runner},
-    },
+    agent::{self, AgentConfig, executor::Choice},
     api::sidecar,
     crd::common::Span,
     shutdown::Shutdown,
 };
 
-#[derive(Debug, Subcommand)]
-pub(super) enum Command {
-    /// Register in a pool and execute its runs, until told to stop: the first signal drains, the second stops.
-    Run(Box<Args>),
-    /// Prepare a volume that an agent and a run container are to share: puts the runner there.
-    PlaceRunner {
-        /// The volume, as both containers mount it.
-        volume: PathBuf,
-    },
-}
-
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// Address of the control plane.
     #[arg(long, env = "TERRAPOOL_URL", value_name = "URL")]
     url: Url,
@@ -44,14 +29,14 @@ pub(super) struct Args {
     name: Option<String>,
     /// Directory for jobs and the agent's identity.
     #[arg(long, env = "TERRAPOOL_AGENT_DATA", default_value = "/var/lib/terrapool-agent", value_name = "DIR")]
-    data: PathBuf,
+    pub(super) data: PathBuf,
     /// Runs at a time.
     #[arg(long, env = "TERRAPOOL_AGENT_CONCURRENCY", default_value_t = 5)]
     concurrency: u32,
     /// How runs are executed: docker, sidecar (in the other container of the agent's Pod), process (no isolation), or
     /// auto: docker when it answers.
     #[arg(long, env = "TERRAPOOL_AGENT_EXECUTOR", default_value = "auto")]
-    executor: Choice,
+    pub(super) executor: Choice,
     /// Sidecar: the volume that `place-runner` prepared.
     #[arg(long, env = "TERRAPOOL_AGENT_SIDECAR_DIR", default_value = sidecar::VOLUME, value_name = "DIR")]
     sidecar_dir: PathBuf,
@@ -64,33 +49,26 @@ pub(super) struct Args {
     once: bool,
     /// With --once: leave when there was no job in so long a time, as 10m.
     #[arg(long, env = "TERRAPOOL_AGENT_IDLE_TIMEOUT", value_name = "DURATION")]
-    idle_timeout: Option<Span>,
+    pub(super) idle_timeout: Option<Span>,
     /// After the first signal, interrupt what still runs after so long a time, as 15m. Default: let it finish.
     #[arg(long, env = "TERRAPOOL_AGENT_DRAIN_TIMEOUT", value_name = "DURATION")]
-    drain_timeout: Option<Span>,
+    pub(super) drain_timeout: Option<Span>,
     /// Certificates to trust beside the system's (PEM).
     #[arg(long, env = "TERRAPOOL_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// A label that is shown with the agent; may be given several times.
     #[arg(long = "label", env = "TERRAPOOL_AGENT_LABELS", value_name = "KEY=VALUE", value_parser = label, value_delimiter = ',')]
-    labels: Vec<(String, String)>,
+    pub(super) labels: Vec<(String, String)>,
     /// Directory with terraform and tofu programs, as `terraform_1.11.4`.
     #[arg(long, env = "TERRAPOOL_AGENT_ENGINE_DIR", value_name = "DIR")]
     engine_dir: Option<PathBuf>,
     /// Who runs the containers' processes: root lets local-exec install packages.
     #[arg(long, env = "TERRAPOOL_AGENT_USER", default_value = "nonroot", value_parser = ["nonroot", "root"])]
-    user: String,
+    pub(super) user: String,
 }
 
-pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let args = match command {
-        Command::Run(args) => args,
-        Command::PlaceRunner { volume } => {
-            place_runner(&volume)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-    };
-    let token = super::secret("the pool's token", args.token, args.token_file.as_ref())?
+pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let token = secret("the pool's token", args.token, args.token_file.as_ref())?
         .context("no pool token: set TERRAPOOL_POOL_TOKEN or --token-file (a pool's page shows how to get one)")?;
     let mut private = std::fs::DirBuilder::new();
     private
@@ -99,7 +77,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         .create(&args.data)
         .with_context(|| format!("could not create {}", args.data.display()))?;
     let data = args.data.canonicalize().with_context(|| format!("could not find {}", args.data.display()))?;
-    let name = args.name.unwrap_or_else(host_name);
+    let name = args.name.unwrap_or_else(super::host_name);
     let mut config = AgentConfig::new(args.url, token, name, data);
     config.slots = args.concurrency.max(1);
     config.ca_file = args.ca_file;
@@ -110,7 +88,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     config.executor.choice = args.executor;
     config.executor.volume = std::path::absolute(&args.sidecar_dir)?;
     config.executor.run_image = args.run_image;
-    config.executor.engines = super::engines(args.engine_dir);
+    config.executor.engines = engines(args.engine_dir);
 
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;
@@ -131,43 +109,4 @@ async fn stop_in_time(shutdown: &Shutdown, limit: Option<Span>) -> Infallible {
         shutdown.stop.cancel();
     }
     std::future::pending().await
-}
-
-pub(super) fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "agent".to_owned() } else { name.to_owned() }
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::{super::Cli, *};
-
-    #[test]
-    fn a_pods_containers_are_started_with_arguments_that_this_program_has() {
-        let parse = |args: Vec<String>| Cli::try_parse_from(std::iter::once("terrapool".to_owned()).chain(args));
-        parse(sidecar::place_arguments()).unwrap();
-        let arguments = sidecar::AgentArguments {
-            url: "https://terrapool.example.com".to_owned(),
-            name: "pool-x7k2p".to_owned(),
-            run_image: Some("docker.io/hashicorp/terraform:1.11.4".to_owned()),
-            root: true,
-            idle_timeout: Some(Duration::from_secs(600)),
-            drain_timeout: Some(Duration::from_secs(900)),
-            ca_file: Some(sidecar::CA_FILE.to_owned()),
-            engine_dir: Some("/engines".to_owned()),
-            labels: vec![("node".to_owned(), "one".to_owned())],
-        };
-        let parsed = parse(arguments.to_vec()).unwrap();
-        let super::super::Command::Agent(Command::Run(args)) = parsed.command else { panic!("{parsed:?}") };
-        assert_eq!(args.executor, Choice::Sidecar);
-        assert_eq!(args.idle_timeout.unwrap().as_duration(), Duration::from_secs(600));
-        assert_eq!(args.drain_timeout.unwrap().as_duration(), Duration::from_secs(900));
-        assert_eq!((args.data.to_str(), args.user.as_str()), (Some(sidecar::AGENT_DATA), "root"));
-        assert_eq!(args.labels, arguments.labels);
-        parse(sidecar::AgentArguments { url: arguments.url, name: arguments.name, ..Default::default() }.to_vec())
-            .unwrap();
-    }
 }
