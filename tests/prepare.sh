@@ -88,6 +88,12 @@ need_compiler() {
 }
 
 # Busybox gives the test images a shell. It must be static: those images have no library.
+need_faketime() {
+    local library=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1
+    [ -e "$library" ] || install libfaketime
+    [ -e "$library" ] || lacks "$library (moves the clock of one program): install the package libfaketime"
+}
+
 need_busybox() {
     need busybox busybox-static "the shell of the test images"
 }
@@ -200,6 +206,7 @@ prepare() {
         exec {docker_lock}>"$cache/docker.lock"
         flock --shared "$docker_lock"
         need_busybox
+        need_faketime
         need_docker
         need_engines
     fi

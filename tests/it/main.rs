@@ -7,6 +7,7 @@ mod agent_cordon;
 mod agent_crash;
 mod agent_ends;
 mod agent_executor_docker;
+mod agent_executor_faults;
 mod agent_executor_runs;
 mod agent_executor_slugs;
 mod agent_flow;

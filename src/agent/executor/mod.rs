@@ -17,7 +17,7 @@ pub mod volume;
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use docker::{Cause as DockerCause, Docker};
@@ -25,6 +25,7 @@ pub use process::Process;
 pub use sidecar::{Sidecar, place_runner};
 
 use super::{
+    backoff::Backoff,
     engine::{self, Engines},
     jobdir::{self, JobDir, Placement},
     steps,
@@ -35,6 +36,7 @@ use crate::{
         job::{JobSpec, Limits},
     },
     ids::JobId,
+    telemetry::Chain,
 };
 
 /// How often a result is looked for: a look costs one system call, and what it finds is the end of a run.
@@ -206,6 +208,13 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// No answer at all: the engine of containers is stopped, or starts again.
+    #[error("Docker does not answer now, and could not {doing}")]
+    Away {
+        doing: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("{0}")]
     Refused(String),
     /// What was to run the stage is not there any more.
@@ -235,13 +244,34 @@ impl Error {
             Self::JobDir(error) => error.reason(),
             Self::Steps(_) => reason::BAD_CONFIGURATION,
             Self::Gone(_) => reason::CONTAINER_LOST,
-            Self::NoDocker { .. } | Self::Docker { .. } | Self::Refused(_) => reason::AGENT_ERROR,
+            Self::NoDocker { .. } | Self::Docker { .. } | Self::Away { .. } | Self::Refused(_) => reason::AGENT_ERROR,
             Self::Io { source, .. } => jobdir::reason_of_io(source),
         }
     }
 }
 
 type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Repeats `call` while the engine of containers is away, for `limit` at most: most are back after some seconds.
+///
+/// # Errors
+/// Its error, when that is another one, or the last one.
+pub(super) async fn patiently<T, F>(limit: Duration, call: impl Fn() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let start = Instant::now();
+    let mut backoff = Backoff::default();
+    loop {
+        match call().await {
+            Err(error @ Error::Away { .. }) if start.elapsed() < limit => {
+                tracing::warn!(error = %Chain(&error), "trying again");
+                tokio::time::sleep(backoff.next(None)).await;
+            }
+            answer => return answer,
+        }
+    }
+}
 
 impl Executor {
     /// Finds out how stages can be run on this host.

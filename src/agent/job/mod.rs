@@ -111,6 +111,9 @@ enum Begun {
     Ended(Cause),
 }
 
+/// How long an engine of containers may be away, as for an update, before jobs fail for it that have not started.
+const ENGINE_BACK: Duration = Duration::from_secs(60);
+
 /// Why a stage could not be started, or a job not be worked on.
 enum Trouble {
     Stop(Stop),
@@ -265,7 +268,7 @@ impl Supervisor {
         self.record.starting_at = Some(self.agent.clock.now_ms());
         let (data, id) = (&self.agent.config.data, &self.spec.job_id);
         self.record.store(data, id).await?;
-        self.agent.executor.start(&self.dir, &self.spec, prepared).await?;
+        executor::patiently(ENGINE_BACK, || self.agent.executor.start(&self.dir, &self.spec, prepared)).await?;
         self.record.running = true;
         self.store_record().await;
         Ok(())
@@ -373,7 +376,7 @@ async fn prepare(executor: &Executor, spec: &JobSpec, dir: &JobDir, remote: &Rem
         dir.put_state(state).await?;
         Ok::<_, Trouble>(())
     };
-    let image = async { executor.prepare(spec).await.map_err(Trouble::from) };
+    let image = async { executor::patiently(ENGINE_BACK, || executor.prepare(spec)).await.map_err(Trouble::from) };
     let ((), prepared) = tokio::try_join!(files, image)?;
     Ok(prepared)
 }

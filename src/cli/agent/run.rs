@@ -37,6 +37,9 @@ pub(in crate::cli) struct Args {
     /// auto: docker when it answers.
     #[arg(long, env = "TERRAPOOL_AGENT_EXECUTOR", default_value = "auto")]
     pub(super) executor: Choice,
+    /// Address of the Docker engine. Default: unix:///var/run/docker.sock
+    #[arg(long, env = "DOCKER_HOST", value_name = "ADDRESS")]
+    docker_host: Option<String>,
     /// Sidecar: the volume that `place-runner` prepared.
     #[arg(long, env = "TERRAPOOL_AGENT_SIDECAR_DIR", default_value = sidecar::VOLUME, value_name = "DIR")]
     sidecar_dir: PathBuf,
@@ -86,6 +89,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.once = args.once;
     config.idle_timeout = args.idle_timeout.map(|span| span.as_duration());
     config.executor.choice = args.executor;
+    config.executor.docker_host = args.docker_host;
     config.executor.volume = std::path::absolute(&args.sidecar_dir)?;
     config.executor.run_image = args.run_image;
     config.executor.engines = engines(args.engine_dir);

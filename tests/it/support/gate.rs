@@ -27,6 +27,10 @@ pub enum Fault {
     HangBefore,
     /// The server does it, and there is no answer.
     HangAfter,
+    /// Waits until [`Gate::heal`]; then the server, whichever it is by then, hears of it.
+    HoldBefore,
+    /// The server does it, and its answer waits until [`Gate::heal`]. A claim without a job is not held.
+    HoldAnswer,
     Delay(Duration),
 }
 
@@ -52,11 +56,15 @@ struct Inner {
     server: Option<Router>,
     rules: Vec<Rule>,
     seen: Vec<Seen>,
+    /// Calls that are being held.
+    held: usize,
 }
 
 #[derive(Clone, Default)]
 pub struct Gate {
     inner: Arc<Mutex<Inner>>,
+    /// How often it was healed.
+    heals: tokio::sync::watch::Sender<u32>,
 }
 
 /// Whether a recorded call is the one that `pattern` (`PUT /log`) speaks of.
@@ -90,6 +98,18 @@ impl Gate {
     /// No faults from now on.
     pub fn heal(&self) {
         self.inner.lock().unwrap().rules.clear();
+        self.heals.send_modify(|heals| *heals += 1);
+    }
+
+    /// How many calls wait until the gate is healed.
+    pub fn held(&self) -> usize {
+        self.inner.lock().unwrap().held
+    }
+
+    async fn hold(&self) {
+        let mut heals = self.heals.subscribe();
+        let _held = Held::new(self);
+        heals.changed().await.unwrap();
     }
 
     pub fn seen(&self, call: &str) -> Vec<Seen> {
@@ -122,14 +142,33 @@ impl Gate {
         calls.map(|Seen { call, status }| format!("{call} → {status:?}\n")).collect()
     }
 
-    fn meet(&self, call: &str) -> (Option<Fault>, Option<Router>) {
+    /// What a call meets on its way in, or (`answered`) on its way out.
+    fn meet(&self, call: &str, answered: bool) -> Option<Fault> {
         let mut inner = self.inner.lock().unwrap();
-        let rule = inner.rules.iter_mut().find(|rule| rule.left > 0 && matches(call, rule.call));
-        let fault = rule.map(|rule| {
-            rule.left -= 1;
-            rule.fault
-        });
-        (fault, inner.server.clone())
+        let meets = |rule: &Rule| (rule.fault == Fault::HoldAnswer) == answered && matches(call, rule.call);
+        let rule = inner.rules.iter_mut().find(|rule| rule.left > 0 && meets(rule))?;
+        rule.left -= 1;
+        Some(rule.fault)
+    }
+
+    fn server(&self) -> Option<Router> {
+        self.inner.lock().unwrap().server.clone()
+    }
+}
+
+/// A call that is held, until it goes on or its caller is gone.
+struct Held<'a>(&'a Gate);
+
+impl<'a> Held<'a> {
+    fn new(gate: &'a Gate) -> Self {
+        gate.inner.lock().unwrap().held += 1;
+        Self(gate)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.inner.lock().unwrap().held -= 1;
     }
 }
 
@@ -140,22 +179,32 @@ async fn pass(State(gate): State<Gate>, request: Request) -> Response {
         inner.seen.push(Seen { call: call.clone(), status: None });
         inner.seen.len() - 1
     };
-    let (fault, server) = gate.meet(&call);
-    let response = answer(fault, server, request).await;
+    let response = answer(&gate, &call, request).await;
     gate.inner.lock().unwrap().seen[index].status = Some(response.status().as_u16());
     response
 }
 
-async fn answer(fault: Option<Fault>, server: Option<Router>, request: Request<Body>) -> Response {
+async fn answer(gate: &Gate, call: &str, request: Request<Body>) -> Response {
     let status = |code: u16| StatusCode::from_u16(code).unwrap().into_response();
-    let Some(server) = server else { return status(503) };
+    let fault = gate.meet(call, false);
+    if fault == Some(Fault::HoldBefore) {
+        gate.hold().await;
+    }
+    let Some(server) = gate.server() else { return status(503) };
     match fault {
         Some(Fault::Refuse(code)) => return status(code),
         Some(Fault::HangBefore) => std::future::pending().await,
         Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
-        Some(Fault::LoseAnswer(_) | Fault::HangAfter) | None => {}
+        _ => {}
     }
     let response = server.oneshot(request).await.into_response();
+    let has_job = !call.ends_with("/claim") || response.status() == StatusCode::OK;
+    if has_job && gate.meet(call, true).is_some() {
+        gate.hold().await;
+        if gate.server().is_none() {
+            return status(503);
+        }
+    }
     match fault {
         Some(Fault::LoseAnswer(code)) => status(code),
         Some(Fault::HangAfter) => std::future::pending().await,

@@ -49,7 +49,7 @@ pub(super) async fn find(docker: &Docker, name: &str) -> Result<Option<Image>> {
         Err(Cause::DockerResponseServerError { status_code: 400, message }) => {
             Err(Error::Image { image: name.to_owned(), detail: message })
         }
-        Err(source) => Err(Error::Docker { doing: format!("look for the image {name}"), source: Box::new(source) }),
+        Err(error) => Err(super::failed(format!("look for the image {name}"))(error)),
     }
 }
 
@@ -61,6 +61,7 @@ pub(super) async fn obtain(docker: &Docker, name: &str, limit: Duration) -> Resu
     let failed = |detail: String| Error::Image { image: name.to_owned(), detail };
     match tokio::time::timeout(limit, pull(docker, name)).await {
         Ok(Ok(())) => {}
+        Ok(Err(cause)) if super::is_away(&cause) => return Err(super::failed(format!("pull the image {name}"))(cause)),
         Ok(Err(cause)) => {
             let said = match &cause {
                 Cause::DockerResponseServerError { message, .. } => message.clone(),
@@ -126,9 +127,7 @@ impl Minimal {
         }
         let options = CreateImageOptionsBuilder::new().from_src("-").repo(REPOSITORY).tag(&self.tag).build();
         let made = docker.create_image(Some(options), Some(body_full(self.content.clone())), None);
-        made.try_collect::<Vec<_>>()
-            .await
-            .map_err(|source| Error::Docker { doing: format!("make the image {name}"), source: Box::new(source) })?;
+        made.try_collect::<Vec<_>>().await.map_err(super::failed(format!("make the image {name}")))?;
         find(docker, &name)
             .await?
             .ok_or_else(|| Error::Image { image: name, detail: "it was made, and yet is not there".to_owned() })

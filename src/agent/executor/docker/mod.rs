@@ -77,7 +77,23 @@ impl Facts {
 }
 
 fn failed(doing: impl Into<String>) -> impl FnOnce(Cause) -> Error {
-    move |source| Error::Docker { doing: doing.into(), source: Box::new(source) }
+    move |source| {
+        let (doing, away) = (doing.into(), is_away(&source));
+        let source = Box::new(source);
+        if away { Error::Away { doing, source } } else { Error::Docker { doing, source } }
+    }
+}
+
+/// The engine has not answered, as while it is stopped.
+fn is_away(error: &Cause) -> bool {
+    matches!(
+        error,
+        Cause::HyperResponseError { .. }
+            | Cause::HyperLegacyError { .. }
+            | Cause::IOError { .. }
+            | Cause::RequestTimeoutError
+            | Cause::SocketNotFoundError(_)
+    )
 }
 
 fn is_status(error: &Cause, status: u16) -> bool {
@@ -151,12 +167,17 @@ impl Docker {
             None => self.create(dir, spec, prepared, &name).await?,
         }
         if let Err(error) = self.engine.start_container(&name, None).await {
-            // Nothing may be left that a later call would take for a stage that has run.
-            self.remove(spec).await?;
-            return Err(failed(format!(
+            let failed = failed(format!(
                 "start the run container of image {}",
                 spec.image.as_deref().unwrap_or("(minimal)")
-            ))(error));
+            ))(error);
+            if matches!(failed, Error::Away { .. }) {
+                // It may have been started all the same; another call sees.
+                return Err(failed);
+            }
+            // Nothing may be left that a later call would take for a stage that has run.
+            self.remove(spec).await?;
+            return Err(failed);
         }
         Ok(())
     }
