@@ -36,6 +36,9 @@ pub(super) async fn run(agent: &Agent) -> Option<Fatal> {
             () = agent.shutdown.drain.cancelled(), if !draining => continue,
             () = agent.done.cancelled() => return None,
         };
+        if answer.is_err() {
+            agent.metrics.heartbeat_failed();
+        }
         let wait = match answer {
             Ok(answer) => {
                 backoff.reset();

@@ -18,6 +18,7 @@ mod identity;
 mod job;
 mod jobs;
 mod logs;
+mod metrics;
 mod neutralise;
 mod poller;
 mod record;
@@ -26,6 +27,7 @@ mod state;
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -46,6 +48,7 @@ use self::{
     identity::{DataLock, Identity, Registration},
     jobdir::JobDir,
     jobs::Jobs,
+    metrics::Metrics,
     record::JobRecord,
 };
 use crate::{
@@ -93,6 +96,8 @@ pub struct AgentConfig {
     pub once: bool,
     /// With `once`: leave without a job after so long.
     pub idle_timeout: Option<Duration>,
+    /// Where metrics are served over plain HTTP; absent: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// How stages are run; `data`, `instance` and `run_as_root` in it are set by [`run`].
     pub executor: Settings,
 }
@@ -115,6 +120,7 @@ impl AgentConfig {
             log_limit: logs::DEFAULT_LIMIT,
             once: false,
             idle_timeout: None,
+            metrics: None,
         }
     }
 }
@@ -138,6 +144,8 @@ pub enum Error {
     Http(#[from] http::Error),
     #[error("no stage could be run on this host")]
     Executor(#[from] executor::Error),
+    #[error("metrics cannot be served at {address}; choose a free address, or none")]
+    Metrics { address: SocketAddr, source: std::io::Error },
     #[error("could not take up the jobs that are left in {path}")]
     Recover { path: String, source: jobdir::Error },
     #[error("the agent ends")]
@@ -177,6 +185,7 @@ struct Agent {
     executor: Executor,
     identity: tokio::sync::Mutex<Identity>,
     jobs: Jobs,
+    metrics: Metrics,
     clock: Clock,
     shutdown: Shutdown,
     /// The control plane wants no new jobs here.
@@ -211,6 +220,7 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         run_as_root: config.run_as_root,
         ..config.executor.clone()
     };
+    let tasks = shutdown.clone();
     let Connected { executor, warning } = Executor::connect(settings).await?;
     if let Some(warning) = &warning {
         tracing::warn!("{warning}");
@@ -220,6 +230,7 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         executor,
         identity: tokio::sync::Mutex::new(identity),
         jobs: Jobs::default(),
+        metrics: Metrics::default(),
         clock: Clock::real(),
         // An agent that ends by itself takes nobody along.
         shutdown: shutdown.into_child(),
@@ -231,6 +242,11 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         config,
         _lock: lock,
     });
+    if let Some(address) = agent.config.metrics {
+        let bound = metrics::serve(address, &agent, &tasks).await;
+        let bound = bound.map_err(|source| Error::Metrics { address, source })?;
+        tracing::info!("metrics are served at http://{bound}/metrics");
+    }
     // Where nothing can be run yet, there is no agent yet. Where it has become impossible, old jobs are to be reported.
     let able = tokio::select! {
         able = agent.executor.ready() => able,

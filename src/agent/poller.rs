@@ -105,6 +105,7 @@ async fn take_jobs(agent: &Arc<Agent>) {
                 }
             }
             Err(error) => {
+                agent.metrics.claim_failed();
                 let wait = backoff.next(error.retry_after());
                 if backoff.failures() >= LOUD_AFTER || !error.is_unavailable() {
                     tracing::warn!(error = %Chain(&error), "no job could be asked for; trying again");

@@ -9,7 +9,7 @@ use terrapool::{
 };
 
 use crate::support::{
-    agents::{Plane, appears, assert_clean, eventually, state},
+    agents::{Plane, RunningAgent, appears, assert_clean, eventually, state},
     gate::Fault,
 };
 
@@ -213,4 +213,38 @@ async fn the_second_signal_interrupts_and_the_run_says_why() {
     assert!(plane.log(run.apply_id.as_str()).await.contains("The agent was stopped"));
     assert_eq!(plane.serial().await, Some(3));
     assert_clean(&plane.config("a").data);
+}
+
+#[tokio::test]
+async fn an_agent_tells_prometheus_what_it_does_where_it_is_asked_to() {
+    let plane = Plane::new().await;
+    let mut config = plane.config("a");
+    config.slots = 3;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    config.metrics = Some(address);
+    let (taken, ready) = RunningAgent::launch(config.clone());
+    assert!(ready.await.is_err(), "the address is taken");
+    let error = taken.end().await.unwrap_err().to_string();
+    assert!(error.contains(&address.to_string()), "{error}");
+    drop(listener);
+    let agent = RunningAgent::start(config).await;
+    let run = plane.run("", "").await;
+    plane.until(&run, RunState::Applied).await;
+    let scrape =
+        async |path: &str| reqwest::get(format!("http://{address}/{path}")).await.unwrap().text().await.unwrap();
+    eventually("no job is left", async || scrape("metrics").await.contains("terrapool_agent_jobs 0\n")).await;
+    let text = scrape("metrics").await;
+    for line in [
+        "terrapool_agent_slots 3\n",
+        "terrapool_agent_accepts_jobs 1\n",
+        "terrapool_agent_stages_total{stage=\"apply\",outcome=\"finished\"} 1\n",
+        "terrapool_agent_prepare_seconds_count{stage=\"plan\"} 1\n",
+        "terrapool_agent_stage_seconds_count{stage=\"plan\"} 1\n",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    assert!(!text.contains(run.id.as_str()));
+    assert_eq!(scrape("healthz").await, "ok\n");
+    agent.drain().await.unwrap();
 }

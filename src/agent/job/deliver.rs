@@ -102,6 +102,7 @@ impl Supervisor {
             match sent {
                 Ok(()) => {
                     tracing::info!(job = %id, outcome = ?finish.outcome, reason = finish.reason, "reported the job's result");
+                    self.agent.metrics.reported(self.spec.stage, &finish);
                     return Ok(());
                 }
                 Err(CallError::Stop(stop)) => return Err(stop),

@@ -219,7 +219,9 @@ impl Supervisor {
                 Begun::Ended(cause) => return Ok(ended_early(cause)),
             }
         }
+        let watched = Instant::now();
         let exit = self.watch().await?;
+        self.agent.metrics.ran(self.spec.stage, watched.elapsed());
         Ok(self.conclude(&exit).await)
     }
 
@@ -235,6 +237,7 @@ impl Supervisor {
 
     /// Has everything at hand and starts the stage.
     async fn begin(&mut self) -> Result<Begun, Stop> {
+        let begun = Instant::now();
         let Self { agent, spec, dir, remote, orders, ending, life, .. } = self;
         if *life == Life::Later {
             // What an interrupted preparation left is in the way of another.
@@ -255,7 +258,10 @@ impl Supervisor {
             Err(trouble) => Err(trouble),
         };
         match started {
-            Ok(()) => Ok(Begun::Running),
+            Ok(()) => {
+                self.agent.metrics.prepared(self.spec.stage, begun.elapsed());
+                Ok(Begun::Running)
+            }
             Err(Trouble::Stop(stop)) => Err(stop),
             Err(Trouble::Failed(failure)) => Ok(Begun::Failed(failure)),
         }

@@ -1,6 +1,8 @@
 //! `terrapool agent run`
 
-use std::{convert::Infallible, os::unix::fs::DirBuilderExt, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    convert::Infallible, net::SocketAddr, os::unix::fs::DirBuilderExt, path::PathBuf, process::ExitCode, time::Duration,
+};
 
 use anyhow::Context;
 use url::Url;
@@ -65,6 +67,9 @@ pub(in crate::cli) struct Args {
     /// Directory with terraform and tofu programs, as `terraform_1.11.4`.
     #[arg(long, env = "TERRAPOOL_AGENT_ENGINE_DIR", value_name = "DIR")]
     engine_dir: Option<PathBuf>,
+    /// Serve metrics for Prometheus there, as 127.0.0.1:9464, over plain HTTP. Default: nowhere.
+    #[arg(long, env = "TERRAPOOL_AGENT_METRICS_ADDRESS", value_name = "ADDRESS")]
+    metrics_address: Option<SocketAddr>,
     /// Who runs the containers' processes: root lets local-exec install packages.
     #[arg(long, env = "TERRAPOOL_AGENT_USER", default_value = "nonroot", value_parser = ["nonroot", "root"])]
     pub(super) user: String,
@@ -88,6 +93,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.run_as_root = args.user == "root";
     config.once = args.once;
     config.idle_timeout = args.idle_timeout.map(|span| span.as_duration());
+    config.metrics = args.metrics_address;
     config.executor.choice = args.executor;
     config.executor.docker_host = args.docker_host;
     config.executor.volume = std::path::absolute(&args.sidecar_dir)?;
