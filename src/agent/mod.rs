@@ -94,7 +94,7 @@ pub struct AgentConfig {
     pub log_limit: u64,
     /// Take one job and leave. A sidecar's agent always does.
     pub once: bool,
-    /// With `once`: leave without a job after so long.
+    /// Leave after so long a time without a job.
     pub idle_timeout: Option<Duration>,
     /// Where metrics are served over plain HTTP; absent: nowhere.
     pub metrics: Option<SocketAddr>,

@@ -46,28 +46,34 @@ fn file(agent: &Agent) -> PathBuf {
 pub(super) async fn run(agent: &Arc<Agent>) {
     tokio::select! {
         () = take_jobs(agent) => {}
-        never = leave_without_job(agent), if agent.config.once => match never {},
+        never = leave_without_job(agent) => match never {},
     }
 }
 
-/// A single-use agent that is not to wait for a job any more drains. A claim under way is brought to its end by that,
-/// and what it brings is worked on.
+/// An agent that is not to wait for a job any more drains. A claim under way is brought to its end by that, and what it
+/// brings is worked on.
 async fn leave_without_job(agent: &Agent) -> Infallible {
-    let idle = async {
-        match agent.config.idle_timeout {
-            Some(limit) => tokio::time::sleep(limit).await,
-            None => std::future::pending().await,
-        }
-    };
     let mut cordoned = agent.cordoned.subscribe();
     let why = tokio::select! {
-        () = agent.executor.lost() => "the run container has ended",
-        _ = cordoned.wait_for(|cordoned| *cordoned) => "the control plane wants no new jobs here",
-        () = idle => "it has waited long enough",
+        () = idle(agent) => "it has waited long enough",
+        () = agent.executor.lost(), if agent.config.once => "the run container has ended",
+        _ = cordoned.wait_for(|cordoned| *cordoned), if agent.config.once => "the control plane wants no new jobs here",
     };
     tracing::info!(why, "the agent leaves without a job");
     agent.shutdown.drain.cancel();
     std::future::pending().await
+}
+
+/// Resolves when the agent has had no job for its idle time-out.
+async fn idle(agent: &Agent) {
+    let Some(limit) = agent.config.idle_timeout else { return std::future::pending().await };
+    loop {
+        agent.jobs.until(|count| count == 0).await;
+        tokio::select! {
+            () = tokio::time::sleep(limit) => return,
+            () = agent.jobs.until(|count| count > 0) => {}
+        }
+    }
 }
 
 async fn take_jobs(agent: &Arc<Agent>) {

@@ -186,3 +186,23 @@ async fn an_agent_on_a_full_disk_says_so_and_takes_no_jobs_until_there_is_room()
     agent.drain().await.unwrap();
     assert_clean(&config.data);
 }
+
+#[tokio::test]
+async fn an_agent_leaves_after_its_idle_time_and_not_while_it_works() {
+    let plane = Plane::new().await;
+    let mut config = plane.config("a");
+    config.idle_timeout = Some(Duration::from_millis(700));
+    let (running, go) = (plane.signal("running"), plane.signal("go"));
+    let script = format!("touch {}; while [ ! -e {} ]; do sleep 0.02; done", running.display(), go.display());
+    let run = plane.run(&script, "").await;
+    let agent = RunningAgent::start(config).await;
+    appears(&running).await;
+    // Longer than the time that an idle agent has.
+    let beats = plane.gate.seen("POST /heartbeat").len();
+    plane.gate.reached("POST /heartbeat", beats + 4).await;
+    std::fs::write(&go, "").unwrap();
+    plane.until(&run, RunState::Applied).await;
+    agent.end().await.unwrap();
+    assert_eq!(plane.gate.seen("POST /deregister").len(), 1, "it signs off");
+    assert_clean(&plane.config("a").data);
+}

@@ -52,7 +52,7 @@ pub(in crate::cli) struct Args {
     /// Take one job, deliver everything, deregister and exit. The sidecar executor does so in any case.
     #[arg(long, env = "TERRAPOOL_AGENT_ONCE")]
     once: bool,
-    /// With --once: leave when there was no job in so long a time, as 10m.
+    /// Leave when there was no job in so long a time, as 10m.
     #[arg(long, env = "TERRAPOOL_AGENT_IDLE_TIMEOUT", value_name = "DURATION")]
     pub(super) idle_timeout: Option<Span>,
     /// After the first signal, interrupt what still runs after so long a time, as 15m. Default: let it finish.
