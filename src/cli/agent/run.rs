@@ -5,7 +5,10 @@ use std::{convert::Infallible, os::unix::fs::DirBuilderExt, path::PathBuf, proce
 use anyhow::Context;
 use url::Url;
 
-use super::super::{engines, label, secret};
+use super::{
+    super::{label, secret},
+    engines::EngineArgs,
+};
 use crate::{
     agent::{self, AgentConfig, executor::Choice},
     api::sidecar,
@@ -59,9 +62,8 @@ pub(in crate::cli) struct Args {
     /// A label that is shown with the agent; may be given several times.
     #[arg(long = "label", env = "TERRAPOOL_AGENT_LABELS", value_name = "KEY=VALUE", value_parser = label, value_delimiter = ',')]
     pub(super) labels: Vec<(String, String)>,
-    /// Directory with terraform and tofu programs, as `terraform_1.11.4`.
-    #[arg(long, env = "TERRAPOOL_AGENT_ENGINE_DIR", value_name = "DIR")]
-    engine_dir: Option<PathBuf>,
+    #[command(flatten)]
+    engines: EngineArgs,
     /// Who runs the containers' processes: root lets local-exec install packages.
     #[arg(long, env = "TERRAPOOL_AGENT_USER", default_value = "nonroot", value_parser = ["nonroot", "root"])]
     pub(super) user: String,
@@ -78,6 +80,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("could not create {}", args.data.display()))?;
     let data = args.data.canonicalize().with_context(|| format!("could not find {}", args.data.display()))?;
     let name = args.name.unwrap_or_else(super::host_name);
+    let (engines, providers) = args.engines.into_settings(&data, args.ca_file.as_deref())?;
     let mut config = AgentConfig::new(args.url, token, name, data);
     config.slots = args.concurrency.max(1);
     config.ca_file = args.ca_file;
@@ -88,7 +91,8 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.executor.choice = args.executor;
     config.executor.volume = std::path::absolute(&args.sidecar_dir)?;
     config.executor.run_image = args.run_image;
-    config.executor.engines = engines(args.engine_dir);
+    config.executor.engines = engines;
+    config.executor.providers = providers;
 
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;

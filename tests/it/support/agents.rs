@@ -35,7 +35,7 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// What the fake engine does; `plan.sh` and `apply.sh` come with the configuration.
-const ENGINE: &str = r#"#!/bin/sh
+pub const ENGINE: &str = r#"#!/bin/sh
 case "$1" in
 version) echo "Terraform v1.11.4" ;;
 init) echo "initialised" ;;

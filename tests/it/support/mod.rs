@@ -16,6 +16,7 @@ pub mod pod_security;
 pub mod pods;
 pub mod poll;
 pub mod proc;
+pub mod publisher;
 pub mod programs;
 pub mod served;
 pub mod server;
