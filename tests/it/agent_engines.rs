@@ -3,10 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use terrapool::{
-    agent::{
-        engine::{Engines, Error, Releases, Settings},
-        executor::Choice,
-    },
+    agent::engine::{Engines, Error, Releases, Settings},
     api::{
         agent::reason,
         job::{Engine, EngineKind},
@@ -19,7 +16,7 @@ use crate::support::{
     agents::{ENGINE, Plane, RunningAgent, eventually},
     cli::Running,
     jobs::chain,
-    programs::{ServerProgram, terrapool},
+    programs::terrapool,
     publisher::{Publisher, Signer, archive_name, engines, script, sha256, zip},
 };
 
@@ -274,7 +271,8 @@ async fn the_engine_that_was_not_used_for_longest_makes_room() {
         publisher.release(version, &format!("{}# {}\n", script(version), "x".repeat(2000)));
     }
     let obtain = async |version: &str| engines.obtain(&terraform(version), HOUR).await.unwrap();
-    let names = || cached(cache.path()).iter().map(|name| name.split('_').nth(1).unwrap().to_owned()).collect::<Vec<_>>();
+    let names =
+        || cached(cache.path()).iter().map(|name| name.split('_').nth(1).unwrap().to_owned()).collect::<Vec<_>>();
     obtain("1.0.0").await;
     clock.advance(10);
     obtain("2.0.0").await;
@@ -294,8 +292,9 @@ async fn a_run_with_a_downloaded_engine_is_applied() {
     let (plane, publisher) = (Plane::new().await, Publisher::open().await);
     publisher.release("1.11.4", ENGINE);
     let mut config = plane.config("a");
-    let path = config.executor.engines.path.clone();
-    config.executor.engines = Engines { path, ..publisher.engines(&plane.place.path().join("cache")) };
+    let path = std::mem::take(&mut config.executor.engines.path);
+    config.executor.engines = publisher.engines(&plane.place.path().join("cache"));
+    config.executor.engines.path = path;
     let agent = RunningAgent::start(config).await;
     let run = plane.run("echo planned", "echo applied").await;
     let run = plane.until(&run, RunState::Applied).await;
@@ -325,32 +324,34 @@ async fn a_download_that_fails_is_told_in_the_runs_log_with_address_and_mend() {
 /// The real program, so that nobody cleans up after it.
 #[tokio::test]
 async fn an_agent_that_is_killed_while_it_downloads_leaves_nothing_that_is_taken_for_good() {
-    let publisher = Publisher::open().await;
+    let (plane, publisher) = (Plane::new().await, Publisher::open().await);
     publisher.release("1.11.4", ENGINE);
     publisher.stick(Some(archive_name("1.11.4")));
-    let (place, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let server = ServerProgram::start(place.path()).await;
-    let pool = server.admin.place("acme").await;
-    let agent = |name: &str| {
+    let cache = tempfile::tempdir().unwrap();
+    let start = async || {
         let mut command = terrapool();
-        command.args(["agent", "run", "--executor", "process", "--url", &format!("http://{}", server.access().host)]);
-        command.args(["--name", name, "--engine-mirror", &publisher.url, "--engine-key"]).arg(&publisher.key);
-        command.arg("--data").arg(place.path().join(name)).arg("--cache-dir").arg(cache.path());
-        command.env("PATH", "/usr/bin:/bin").env("TERRAPOOL_POOL_TOKEN", &pool.pool_token);
-        Running::program(name, command)
+        command.args(["agent", "run", "--executor", "process", "--name", "killed", "--url", plane.url.as_str()]);
+        command.args(["--engine-mirror", &publisher.url, "--engine-key"]).arg(&publisher.key);
+        command.arg("--data").arg(plane.place.path().join("killed")).arg("--cache-dir").arg(cache.path());
+        command.env("PATH", "/usr/bin:/bin").env("TERRAPOOL_POOL_TOKEN", &plane.fixture.pool_token);
+        let mut running = Running::program("terrapool agent", command);
+        running.until("the agent is ready").await;
+        running
     };
-    let mut first = agent("first");
-    first.until("the agent is ready").await;
-    let workspace = server.admin.workspace_with_run(&pool.organization, &[("main.tf", "# nothing\n")]).await;
-    eventually("the download is under way", async || publisher.asked(".zip") == 1).await;
-    eventually("a part is on the disk", async || !cached(cache.path()).is_empty()).await;
-    first.kill().await;
+    let agent = start().await;
+    let run = plane.run("echo planned", "echo applied").await;
+    eventually("a part of the archive is on the disk", async || {
+        let part =
+            cached(cache.path()).first().map(|draft| cache.path().join("engines").join(draft).join("archive.zip"));
+        part.is_some_and(|part| part.metadata().is_ok_and(|meta| meta.len() > 0))
+    })
+    .await;
+    agent.kill().await;
     assert!(cached(cache.path())[0].starts_with(".new-"), "{:?}", cached(cache.path()));
     publisher.stick(None);
-    let mut again = agent("first");
-    again.until("the agent is ready").await;
-    server.admin.run_becomes(&workspace, "planned", Duration::from_secs(60)).await;
+    let agent = start().await;
+    plane.until(&run, RunState::Applied).await;
     let [entry] = &cached(cache.path())[..] else { panic!("{:?}", cached(cache.path())) };
     assert!(entry.starts_with("terraform_1.11.4_linux_"), "{entry}");
-    again.kill().await;
+    agent.kill().await;
 }

@@ -163,6 +163,19 @@ impl Plane {
         }
     }
 
+    /// Waits until the run has come to any end.
+    pub async fn ended(&self, run: &Run) -> Run {
+        let deadline = Instant::now() + 4 * PATIENCE;
+        loop {
+            let now = self.test.reread(run).await;
+            if now.status.is_final() {
+                return now;
+            }
+            assert!(Instant::now() < deadline, "the run is {:?}", now.status);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// A stage's whole log as readers have it now, marks included.
     pub async fn log(&self, stage: &str) -> String {
         let mut text = Vec::new();
