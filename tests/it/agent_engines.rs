@@ -278,6 +278,7 @@ async fn the_engine_that_was_not_used_for_longest_makes_room() {
     obtain("2.0.0").await;
     clock.advance(10);
     obtain("1.0.0").await;
+    clock.advance(10);
     obtain("3.0.0").await;
     assert_eq!(names(), ["1.0.0", "2.0.0", "3.0.0"], "jobs may still use all of them");
     // Their jobs have ended.

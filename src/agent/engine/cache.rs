@@ -235,7 +235,7 @@ impl Drop for Draft {
 fn surplus(mut kept: Vec<Kept>, limit: u64, now_ms: i64) -> Vec<String> {
     let mut total: u64 = kept.iter().map(|entry| entry.bytes).sum();
     kept.retain(|entry| entry.used.until_ms <= now_ms);
-    kept.sort_by_key(|entry| entry.used.last_ms);
+    kept.sort_by(|a, b| (a.used.last_ms, &a.name).cmp(&(b.used.last_ms, &b.name)));
     let mut gone = Vec::new();
     for entry in kept {
         if total <= limit {
