@@ -7,6 +7,7 @@
 
 TOFU_VERSION=1.12.6
 TERRAFORM_VERSION=1.11.4
+PROVIDER_VERSION=1.2.3
 # shellcheck source=tests/cluster/versions.sh
 . tests/cluster/versions.sh
 # shellcheck source=tests/cluster/prepare.sh
@@ -127,6 +128,13 @@ need_engines() {
         build_program terraform "$terraform" "$cache/terraform/$TERRAFORM_VERSION/terraform" "-X $terraform/version.dev=no"
 }
 
+# The provider of the tests. Its folder is named after its source: a change is built anew.
+need_provider() {
+    local source
+    source=$(sha256sum tests/provider/main.go | cut -c 1-12)
+    build_program provider . "$cache/provider/$source/terraform-provider-probe_v$PROVIDER_VERSION" "-X main.version=$PROVIDER_VERSION"
+}
+
 docker_answers() {
     docker info >/dev/null 2>&1
 }
@@ -209,6 +217,7 @@ prepare() {
         need_faketime
         need_docker
         need_engines
+        need_provider
     fi
     [ "$missing" -eq 0 ]
 }

@@ -7,6 +7,7 @@
 pub mod engine;
 pub mod executor;
 pub mod jobdir;
+pub mod providers;
 pub mod redact;
 pub mod result;
 pub mod steps;

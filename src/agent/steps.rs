@@ -25,6 +25,9 @@ pub const LOCK_FILE: &str = ".terraform.lock.hcl";
 /// What [`override_file`] is made of.
 pub const OVERRIDE: &str = "terraform {\n  backend \"local\" {}\n}\n";
 
+/// The engine's own configuration, in the job directory.
+pub const CLI_CONFIG: &str = "cli.tfrc";
+
 /// Output of `show -json`, in the job directory.
 pub const PLAN_JSON: &str = "artifacts/plan.json";
 
@@ -53,6 +56,8 @@ pub struct Facts<'a> {
     pub tmp: Option<&'a str>,
     /// Seconds between SIGINT and SIGKILL.
     pub grace_seconds: u64,
+    /// There is a [`CLI_CONFIG`].
+    pub cli_config: bool,
 }
 
 /// Name of the file that replaces the user's backend or `cloud` block by a state file in the working directory.
@@ -146,6 +151,9 @@ fn environment(spec: &JobSpec, facts: &Facts<'_>) -> Result<Vec<(String, String)
     set("HOME", &format!("{}/home", facts.dir));
     if let Some(tmp) = facts.tmp {
         set("TMPDIR", tmp);
+    }
+    if facts.cli_config {
+        set("TF_CLI_CONFIG_FILE", &format!("{}/{CLI_CONFIG}", facts.dir));
     }
     for (key, value) in story(spec, facts) {
         set(key, &value);
@@ -313,8 +321,13 @@ mod tests {
         }
     }
 
-    const FACTS: Facts<'_> =
-        Facts { dir: "/terrapool/job", engine: Some("/engine/terraform"), tmp: Some("/tmp"), grace_seconds: 60 };
+    const FACTS: Facts<'_> = Facts {
+        dir: "/terrapool/job",
+        engine: Some("/engine/terraform"),
+        tmp: Some("/tmp"),
+        grace_seconds: 60,
+        cli_config: false,
+    };
 
     fn variable(key: &str, value: &str, category: Category, hcl: bool) -> Variable {
         Variable { key: key.into(), value: value.into(), category, hcl, sensitive: false }
@@ -435,6 +448,19 @@ ok 0
             spec.variables = vec![variable(key, value, Category::Env, false)];
             assert!(matches!(plan(&spec, &FACTS), Err(Error::Environment { .. })), "{key:?} {value:?}");
         }
+    }
+
+    #[test]
+    fn the_agents_cli_configuration_is_used_unless_the_workspace_has_its_own() {
+        let mut spec = spec(Stage::Plan);
+        let facts = Facts { cli_config: true, ..FACTS };
+        let of = |spec: &JobSpec| {
+            let env: BTreeMap<_, _> = plan(spec, &facts).unwrap().env.into_iter().collect();
+            env["TF_CLI_CONFIG_FILE"].clone()
+        };
+        assert_eq!(of(&spec), "/terrapool/job/cli.tfrc");
+        spec.variables = vec![variable("TF_CLI_CONFIG_FILE", "own.tfrc", Category::Env, false)];
+        assert_eq!(of(&spec), "own.tfrc");
     }
 
     #[test]

@@ -6,7 +6,9 @@
 mod agent_cordon;
 mod agent_crash;
 mod agent_ends;
+mod agent_engines;
 mod agent_executor_docker;
+mod agent_executor_engines;
 mod agent_executor_faults;
 mod agent_executor_runs;
 mod agent_executor_slugs;
@@ -53,6 +55,7 @@ mod flow_cli_run;
 mod flow_faults_lost;
 mod flow_faults_restart;
 mod flow_image;
+mod flow_providers;
 mod flow_two_agents;
 mod flow_up_manifests;
 mod forgotten;

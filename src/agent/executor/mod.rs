@@ -28,6 +28,7 @@ use super::{
     backoff::Backoff,
     engine::{self, Engines},
     jobdir::{self, JobDir, Placement},
+    providers::Providers,
     steps,
 };
 use crate::{
@@ -111,6 +112,8 @@ pub struct Settings {
     pub grace: Duration,
     /// Where terraform and tofu are looked for.
     pub engines: Engines,
+    /// Where runs get their providers from.
+    pub providers: Providers,
 }
 
 impl Settings {
@@ -131,6 +134,7 @@ impl Settings {
             pull_timeout: Duration::from_secs(600),
             grace: Duration::from_secs(60),
             engines: Engines::default(),
+            providers: Providers::default(),
         }
     }
 }
@@ -160,11 +164,16 @@ async fn set_up_in_place(dir: &JobDir, spec: &JobSpec, prepared: &Prepared, sett
     let root = text(dir.path());
     let tmp = Some(format!("{root}/tmp")).filter(|tmp| tmp.len() <= LONGEST_TMP);
     let engine = prepared.engine.as_deref().map(text);
+    let cli_config = settings.providers.in_place();
+    if let Some(config) = &cli_config {
+        dir.put_cli_config(config).await?;
+    }
     let facts = steps::Facts {
         dir: &root,
         engine: engine.as_deref(),
         tmp: tmp.as_deref(),
         grace_seconds: settings.grace.as_secs(),
+        cli_config: cli_config.is_some(),
     };
     dir.set_up(steps::plan(spec, &facts)?).await?;
     Ok(())

@@ -6,6 +6,7 @@ use std::{
     os::unix::{ffi::OsStrExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use rustix::process::{Pid, kill_process_group};
@@ -47,7 +48,8 @@ impl Process {
     }
 
     pub(super) async fn prepare(&self, spec: &JobSpec) -> Result<Prepared> {
-        let engine = self.settings.engines.require(&spec.engine).await?;
+        let lasting = Duration::from_secs(spec.timeout_seconds);
+        let engine = self.settings.engines.obtain(&spec.engine, lasting).await?;
         Ok(Prepared { image: None, image_digest: None, engine: Some(engine) })
     }
 

@@ -12,7 +12,7 @@ use flate2::{Compression, write::GzEncoder};
 use super::{Archive, Error, JobDir, Result, beneath, unpack};
 use crate::files::write_private;
 use crate::{
-    agent::steps::{self, GENERATED, LOCK_FILE, OVERRIDE, PLAN_FILE, VARIABLES, format::Stage as Steps},
+    agent::steps::{self, CLI_CONFIG, GENERATED, LOCK_FILE, OVERRIDE, PLAN_FILE, VARIABLES, format::Stage as Steps},
     api::{agent::ExecutorKind, job::Stage},
 };
 
@@ -94,6 +94,13 @@ impl JobDir {
             Some(state) => replace(&path, state).map_err(Error::io("write the state")),
             None => beneath::remove_any(&path).map_err(Error::io("remove a state")),
         }
+    }
+
+    /// Writes the engine's own configuration. Before [`Self::set_up`].
+    pub(in crate::agent) async fn put_cli_config(&self, text: &str) -> Result<()> {
+        let (path, text) = (self.root.join(CLI_CONFIG), text.to_owned());
+        let write = move || replace(&path, text.as_bytes()).map_err(Error::io("write the engine's configuration"));
+        super::blocking(write).await
     }
 
     /// The last thing before the start: the generated files and the steps, then everything goes to the stage's user.

@@ -7,7 +7,10 @@ use std::{
 use anyhow::Context;
 use url::Url;
 
-use super::super::{engines, label, secret};
+use super::{
+    super::{label, secret},
+    engines::EngineArgs,
+};
 use crate::{
     agent::{self, AgentConfig, executor::Choice},
     api::sidecar,
@@ -64,12 +67,17 @@ pub(in crate::cli) struct Args {
     /// A label that is shown with the agent; may be given several times.
     #[arg(long = "label", env = "TERRAPOOL_AGENT_LABELS", value_name = "KEY=VALUE", value_parser = label, value_delimiter = ',')]
     pub(super) labels: Vec<(String, String)>,
+<<<<<<< HEAD
     /// Directory with terraform and tofu programs, as `terraform_1.11.4`.
     #[arg(long, env = "TERRAPOOL_AGENT_ENGINE_DIR", value_name = "DIR")]
     engine_dir: Option<PathBuf>,
     /// Serve metrics for Prometheus there, as 127.0.0.1:9464, over plain HTTP. Default: nowhere.
     #[arg(long, env = "TERRAPOOL_AGENT_METRICS_ADDRESS", value_name = "ADDRESS")]
     metrics_address: Option<SocketAddr>,
+=======
+    #[command(flatten)]
+    engines: EngineArgs,
+>>>>>>> engines
     /// Who runs the containers' processes: root lets local-exec install packages.
     #[arg(long, env = "TERRAPOOL_AGENT_USER", default_value = "nonroot", value_parser = ["nonroot", "root"])]
     pub(super) user: String,
@@ -86,6 +94,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("could not create {}", args.data.display()))?;
     let data = args.data.canonicalize().with_context(|| format!("could not find {}", args.data.display()))?;
     let name = args.name.unwrap_or_else(super::host_name);
+    let (engines, providers) = args.engines.into_settings(&data, args.ca_file.as_deref())?;
     let mut config = AgentConfig::new(args.url, token, name, data);
     config.slots = args.concurrency.max(1);
     config.ca_file = args.ca_file;
@@ -98,7 +107,8 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.executor.docker_host = args.docker_host;
     config.executor.volume = std::path::absolute(&args.sidecar_dir)?;
     config.executor.run_image = args.run_image;
-    config.executor.engines = engines(args.engine_dir);
+    config.executor.engines = engines;
+    config.executor.providers = providers;
 
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;

@@ -35,7 +35,7 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// What the fake engine does; `plan.sh` and `apply.sh` come with the configuration.
-const ENGINE: &str = r#"#!/bin/sh
+pub const ENGINE: &str = r#"#!/bin/sh
 case "$1" in
 version) echo "Terraform v1.11.4" ;;
 init) echo "initialised" ;;
@@ -160,6 +160,19 @@ impl Plane {
                 );
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
+        }
+    }
+
+    /// Waits until the run has come to any end.
+    pub async fn ended(&self, run: &Run) -> Run {
+        let deadline = Instant::now() + 4 * PATIENCE;
+        loop {
+            let now = self.test.reread(run).await;
+            if now.status.is_final() {
+                return now;
+            }
+            assert!(Instant::now() < deadline, "the run is {:?}", now.status);
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

@@ -135,14 +135,15 @@ impl Docker {
     }
 
     pub(super) async fn prepare(&self, spec: &JobSpec) -> Result<Prepared> {
+        let lasting = Duration::from_secs(spec.timeout_seconds);
         let (image, engine) = match spec.image.as_ref().or(self.settings.default_image.as_ref()) {
             Some(name) => {
                 let image = image::obtain(&self.engine, name, self.settings.pull_timeout).await?;
                 // The image may have its own; the runner looks and says what is missing.
-                (image, self.settings.engines.find(&spec.engine).await)
+                (image, self.settings.engines.try_obtain(&spec.engine, lasting).await)
             }
             None => {
-                let engine = self.settings.engines.require(&spec.engine).await?;
+                let engine = self.settings.engines.obtain(&spec.engine, lasting).await?;
                 let minimal = self.minimal.get_or_try_init(|| Minimal::new(NOBODY)).await?;
                 (minimal.obtain(&self.engine).await?, Some(engine))
             }
@@ -184,12 +185,18 @@ impl Docker {
 
     async fn create(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared, name: &str) -> Result<()> {
         let engine = prepared.engine.as_ref().map(|_| profile::engine_path(spec));
+        let providers = &self.settings.providers;
         if !dir.is_set_up() {
+            let cli_config = providers.mounted_at(profile::PROVIDERS);
+            if let Some(config) = &cli_config {
+                dir.put_cli_config(config).await?;
+            }
             let facts = steps::Facts {
                 dir: profile::JOB_DIR,
                 engine: engine.as_deref(),
                 tmp: Some("/tmp"),
                 grace_seconds: self.settings.grace.as_secs(),
+                cli_config: cli_config.is_some(),
             };
             dir.set_up(steps::plan(spec, &facts)?).await?;
         }
@@ -201,6 +208,7 @@ impl Docker {
             job_dir: dir.path(),
             runner: &self.runner,
             engine: prepared.engine.as_deref(),
+            providers: providers.directory(),
             user: &format!("{uid}:{gid}"),
             network: self.settings.network.as_deref(),
             limits: &self.settings.limits,

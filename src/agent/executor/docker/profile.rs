@@ -1,6 +1,6 @@
 //! What a run container may do and see. Pure: the whole hardening is this one value, and its test names every field.
 //!
-//! A container gets its job directory, the runner and the engine, and nothing else of the host: no socket, no
+//! A container gets its job directory, the runner, the engine and the mirror of providers, and nothing else of the host: no socket, no
 //! environment, no capability, no other user's files. Its own root is read-only.
 
 use std::{
@@ -22,6 +22,7 @@ pub(super) const AGENT: &str = "terrapool.dev/agent";
 pub(super) const JOB_DIR: &str = "/terrapool/job";
 pub(super) const RUNNER: &str = "/terrapool/runner";
 pub(super) const ENGINE_DIR: &str = "/terrapool/engine";
+pub(super) const PROVIDERS: &str = "/terrapool/providers";
 
 /// Used where neither job nor agent say otherwise. Threads count as processes, and every provider has dozens.
 const PIDS: i64 = 1024;
@@ -40,6 +41,8 @@ pub(super) struct Profile<'a> {
     pub job_dir: &'a Path,
     pub runner: &'a Path,
     pub engine: Option<&'a Path>,
+    /// The mirror of provider packages on the host.
+    pub providers: Option<&'a Path>,
     /// `uid:gid`
     pub user: &'a str,
     pub network: Option<&'a str>,
@@ -129,6 +132,9 @@ impl Profile<'_> {
             vec![bind(self.job_dir, JOB_DIR, &format!("rw{own}"))?, bind(self.runner, RUNNER, &format!("ro{shared}"))?];
         if let Some(engine) = self.engine {
             binds.push(bind(engine, &engine_path(self.spec), &format!("ro{shared}"))?);
+        }
+        if let Some(providers) = self.providers {
+            binds.push(bind(providers, PROVIDERS, &format!("ro{shared}"))?);
         }
         Ok(binds)
     }

@@ -103,6 +103,12 @@ impl Sidecar {
                 "{volume} is not prepared for a run container: first `terrapool agent place-runner {volume}`"
             )));
         }
+        if let Some(mirror) = settings.providers.directory() {
+            return Err(Error::Refused(format!(
+                "the run container of a Pod does not see the directory {}: name a network mirror (--provider-mirror URL)",
+                mirror.display()
+            )));
+        }
         let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
         // For reading too: thus it can be opened when no runner is there yet.
         let wake = OpenOptions::new().read(true).write(true).custom_flags(nonblocking).open(&path);

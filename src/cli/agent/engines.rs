@@ -1,0 +1,152 @@
+//! Flags about terraform, tofu and their providers.
+
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
+
+use anyhow::{Context, ensure};
+
+use super::super::engines;
+use crate::{
+    agent::{
+        engine::{Engines, Origin, Releases, Settings},
+        providers::{Mirror, Providers},
+    },
+    crd::common::Span,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct EngineArgs {
+    /// Directory with terraform and tofu programs, as `terraform_1.11.4`.
+    #[arg(long, env = "TERRAPOOL_AGENT_ENGINE_DIR", value_name = "DIR")]
+    engine_dir: Option<PathBuf>,
+    /// Download engines that are not on this host: verified releases of their publishers.
+    #[arg(long, env = "TERRAPOOL_AGENT_ENGINE_DOWNLOAD", value_name = "BOOL", default_value_t = true,
+        action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    engine_download: bool,
+    /// Where engines are downloaded from instead of their publishers: a base address, or a template with {program},
+    /// {version} and {file}.
+    #[arg(long, env = "TERRAPOOL_AGENT_ENGINE_MIRROR", value_name = "URL")]
+    engine_mirror: Option<Origin>,
+    /// OpenPGP public key that releases may be signed with, beside the publishers'; may be given several times.
+    #[arg(long = "engine-key", env = "TERRAPOOL_AGENT_ENGINE_KEYS", value_name = "FILE", value_delimiter = ',')]
+    engine_keys: Vec<PathBuf>,
+    /// Longest time of one download of an engine.
+    #[arg(long, env = "TERRAPOOL_AGENT_ENGINE_TIMEOUT", value_name = "DURATION", default_value = "10m")]
+    engine_timeout: Span,
+    /// Cache of downloaded engines; agents of one user may share it. Default: `cache` in the data directory.
+    #[arg(long, env = "TERRAPOOL_AGENT_CACHE_DIR", value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// What the cache may take; beyond it, what was not used for longest is removed.
+    #[arg(long, env = "TERRAPOOL_AGENT_CACHE_SIZE", value_name = "SIZE", default_value = "10GiB")]
+    cache_size: Size,
+    /// Mirror of providers for all runs: the address of a network mirror, or a directory as `terraform providers mirror`
+    /// fills it, which run containers see read-only.
+    #[arg(long, env = "TERRAPOOL_AGENT_PROVIDER_MIRROR", value_name = "URL|DIR")]
+    provider_mirror: Option<Mirror>,
+    /// With --provider-mirror: ask the registries too.
+    #[arg(long, env = "TERRAPOOL_AGENT_PROVIDER_DIRECT", value_name = "BOOL", default_value_t = true,
+        action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    provider_direct: bool,
+}
+
+impl EngineArgs {
+    /// Engines and providers of an agent whose data is at `data`.
+    pub(super) fn into_settings(self, data: &Path, ca_file: Option<&Path>) -> anyhow::Result<(Engines, Providers)> {
+        let Self { engine_dir, engine_download, engine_mirror, engine_keys, engine_timeout, .. } = self;
+        ensure!(
+            self.provider_direct || self.provider_mirror.is_some(),
+            "without registries (--provider-direct=false) runs need a mirror of providers (--provider-mirror)"
+        );
+        let cache_dir = match self.cache_dir {
+            Some(dir) => std::path::absolute(&dir).with_context(|| format!("could not find {}", dir.display()))?,
+            None => data.join("cache"),
+        };
+        if let Some(Mirror::Directory(dir)) = &self.provider_mirror {
+            ensure!(dir.is_dir(), "there is no directory {} (--provider-mirror)", dir.display());
+        }
+        let releases = Releases::new(Settings {
+            cache_dir,
+            cache_size: self.cache_size.0,
+            download: engine_download,
+            origin: engine_mirror.unwrap_or_default(),
+            keys: engine_keys,
+            ca_file: ca_file.map(Path::to_owned),
+            deadline: engine_timeout.as_duration(),
+        })?;
+        let engines = engines(engine_dir).with_releases(Arc::new(releases));
+        Ok((engines, Providers { mirror: self.provider_mirror, direct: self.provider_direct }))
+    }
+}
+
+/// A number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Size(u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let invalid = || format!("`{text}` is not a size: write a number and KiB, MiB, GiB or TiB, as 10GiB");
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let factor: u64 = match unit {
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            _ => return Err(invalid()),
+        };
+        let number: u64 = number.parse().map_err(|_| invalid())?;
+        number.checked_mul(factor).map(Self).ok_or_else(invalid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: EngineArgs,
+    }
+
+    fn parse(line: &[&str]) -> Result<EngineArgs, clap::Error> {
+        Line::try_parse_from(std::iter::once("agent").chain(line.iter().copied())).map(|line| line.args)
+    }
+
+    #[test]
+    fn sizes_have_a_unit() {
+        assert_eq!("10GiB".parse(), Ok(Size(10 << 30)));
+        assert_eq!("512MiB".parse(), Ok(Size(512 << 20)));
+        for text in ["", "10", "GiB", "10GB", "10 GiB", "-1GiB", "99999999TiB", "1.5GiB"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn downloads_and_registries_can_be_switched_off() {
+        let args = parse(&[]).unwrap();
+        assert!(args.engine_download && args.provider_direct);
+        let args = parse(&["--engine-download=false", "--provider-direct=false"]).unwrap();
+        assert!(!args.engine_download && !args.provider_direct);
+        let error = args.into_settings(Path::new("/nonexistent"), None).unwrap_err();
+        assert!(error.to_string().contains("--provider-mirror"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_at_once() {
+        for line in ["--engine-mirror=mirror", "--provider-mirror=http://x/", "--cache-size=10"] {
+            assert!(parse(&[line]).is_err(), "{line}");
+        }
+        for line in ["--engine-key=/nonexistent", "--provider-mirror=/nonexistent"] {
+            let error = parse(&[line]).unwrap().into_settings(Path::new("/nonexistent"), None).unwrap_err();
+            assert!(error.to_string().contains("/nonexistent"), "{error}");
+        }
+    }
+}
