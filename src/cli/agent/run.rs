@@ -67,17 +67,11 @@ pub(in crate::cli) struct Args {
     /// A label that is shown with the agent; may be given several times.
     #[arg(long = "label", env = "TERRAPOOL_AGENT_LABELS", value_name = "KEY=VALUE", value_parser = label, value_delimiter = ',')]
     pub(super) labels: Vec<(String, String)>,
-<<<<<<< HEAD
-    /// Directory with terraform and tofu programs, as `terraform_1.11.4`.
-    #[arg(long, env = "TERRAPOOL_AGENT_ENGINE_DIR", value_name = "DIR")]
-    engine_dir: Option<PathBuf>,
     /// Serve metrics for Prometheus there, as 127.0.0.1:9464, over plain HTTP. Default: nowhere.
     #[arg(long, env = "TERRAPOOL_AGENT_METRICS_ADDRESS", value_name = "ADDRESS")]
     metrics_address: Option<SocketAddr>,
-=======
     #[command(flatten)]
     engines: EngineArgs,
->>>>>>> engines
     /// Who runs the containers' processes: root lets local-exec install packages.
     #[arg(long, env = "TERRAPOOL_AGENT_USER", default_value = "nonroot", value_parser = ["nonroot", "root"])]
     pub(super) user: String,
