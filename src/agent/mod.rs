@@ -6,6 +6,7 @@
 
 pub mod engine;
 pub mod executor;
+pub mod hooks;
 pub mod jobdir;
 pub mod redact;
 pub mod result;
@@ -93,7 +94,7 @@ pub struct AgentConfig {
     pub once: bool,
     /// With `once`: leave without a job after so long.
     pub idle_timeout: Option<Duration>,
-    /// How stages are run; `data`, `instance` and `run_as_root` in it are set by [`run`].
+    /// How stages are run; `data`, `instance`, `run_as_root` and `hostname` in it are set by [`run`].
     pub executor: Settings,
 }
 
@@ -136,6 +137,8 @@ pub enum Error {
     Identity(#[from] identity::Error),
     #[error("could not set up the connection to the control plane")]
     Http(#[from] http::Error),
+    #[error(transparent)]
+    Hooks(#[from] hooks::Error),
     #[error("no stage could be run on this host")]
     Executor(#[from] executor::Error),
     #[error("could not take up the jobs that are left in {path}")]
@@ -209,8 +212,10 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         data: config.data.clone(),
         instance: identity.instance.clone(),
         run_as_root: config.run_as_root,
+        hostname: address(&config.server),
         ..config.executor.clone()
     };
+    settings.hooks.announce()?;
     let Connected { executor, warning } = Executor::connect(settings).await?;
     if let Some(warning) = &warning {
         tracing::warn!("{warning}");
@@ -442,6 +447,12 @@ impl Agent {
         }
         tracing::info!("the agent has ended");
     }
+}
+
+/// `host` or `host:port` of a URL.
+fn address(url: &Url) -> Option<String> {
+    let host = url.host_str()?;
+    Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }
 
 /// 128 random bits as text.

@@ -26,6 +26,7 @@ pub use sidecar::{Sidecar, place_runner};
 
 use super::{
     engine::{self, Engines},
+    hooks::{self, Hooks},
     jobdir::{self, JobDir, Placement},
     steps,
 };
@@ -109,6 +110,10 @@ pub struct Settings {
     pub grace: Duration,
     /// Where terraform and tofu are looked for.
     pub engines: Engines,
+    /// What runs before and after the engine's commands.
+    pub hooks: Hooks,
+    /// Where the control plane is, for runs to know: `host` or `host:port`.
+    pub hostname: Option<String>,
 }
 
 impl Settings {
@@ -129,6 +134,8 @@ impl Settings {
             pull_timeout: Duration::from_secs(600),
             grace: Duration::from_secs(60),
             engines: Engines::default(),
+            hooks: Hooks::default(),
+            hostname: None,
         }
     }
 }
@@ -158,13 +165,16 @@ async fn set_up_in_place(dir: &JobDir, spec: &JobSpec, prepared: &Prepared, sett
     let root = text(dir.path());
     let tmp = Some(format!("{root}/tmp")).filter(|tmp| tmp.len() <= LONGEST_TMP);
     let engine = prepared.engine.as_deref().map(text);
+    let hooks = settings.hooks.of(spec.stage).await?;
     let facts = steps::Facts {
         dir: &root,
         engine: engine.as_deref(),
         tmp: tmp.as_deref(),
         grace_seconds: settings.grace.as_secs(),
+        hooks: &hooks,
+        hostname: settings.hostname.as_deref(),
     };
-    dir.set_up(steps::plan(spec, &facts)?).await?;
+    dir.set_up(steps::plan(spec, &facts)?, hooks.clone()).await?;
     Ok(())
 }
 
@@ -217,6 +227,8 @@ pub enum Error {
     JobDir(#[from] jobdir::Error),
     #[error(transparent)]
     Steps(#[from] steps::Error),
+    #[error(transparent)]
+    Hooks(#[from] hooks::Error),
     #[error("could not {doing}")]
     Io {
         doing: String,
@@ -235,7 +247,7 @@ impl Error {
             Self::JobDir(error) => error.reason(),
             Self::Steps(_) => reason::BAD_CONFIGURATION,
             Self::Gone(_) => reason::CONTAINER_LOST,
-            Self::NoDocker { .. } | Self::Docker { .. } | Self::Refused(_) => reason::AGENT_ERROR,
+            Self::NoDocker { .. } | Self::Docker { .. } | Self::Refused(_) | Self::Hooks(_) => reason::AGENT_ERROR,
             Self::Io { source, .. } => jobdir::reason_of_io(source),
         }
     }

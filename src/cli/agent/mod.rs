@@ -6,6 +6,7 @@ use clap::Subcommand;
 
 use crate::agent::executor::place_runner;
 
+mod hooks;
 mod run;
 
 #[derive(Debug, Subcommand)]

@@ -164,13 +164,16 @@ impl Docker {
     async fn create(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared, name: &str) -> Result<()> {
         let engine = prepared.engine.as_ref().map(|_| profile::engine_path(spec));
         if !dir.is_set_up() {
+            let hooks = self.settings.hooks.of(spec.stage).await?;
             let facts = steps::Facts {
                 dir: profile::JOB_DIR,
                 engine: engine.as_deref(),
                 tmp: Some("/tmp"),
                 grace_seconds: self.settings.grace.as_secs(),
+                hooks: &hooks,
+                hostname: self.settings.hostname.as_deref(),
             };
-            dir.set_up(steps::plan(spec, &facts)?).await?;
+            dir.set_up(steps::plan(spec, &facts)?, hooks.clone()).await?;
         }
         let (uid, gid) = self.user(spec).0;
         let body = Profile {
@@ -178,6 +181,7 @@ impl Docker {
             image: prepared.image.as_deref().unwrap_or_default(),
             instance: &self.settings.instance,
             job_dir: dir.path(),
+            hooks: dir.hooks().as_deref(),
             runner: &self.runner,
             engine: prepared.engine.as_deref(),
             user: &format!("{uid}:{gid}"),
