@@ -259,8 +259,9 @@ impl Shipper {
         match self.masks().await {
             Ok(masks) => self.secrets.with(masks.iter().map(|mask| mask.value.as_str())).redact(text),
             Err(error) => {
-                tracing::warn!(error = %crate::telemetry::Chain(&error), "a message is withheld");
-                "what happened is not told here, for it is not known what to hide in it".to_owned()
+                let why = crate::telemetry::Chain(&error).to_string();
+                tracing::warn!(error = why, "a message is withheld");
+                format!("what happened is not told here, for it is not known what to hide in it: {why}")
             }
         }
     }

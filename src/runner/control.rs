@@ -140,9 +140,11 @@ pub fn kill_all_others() {
     }
 }
 
-/// Interrupts a process and all below it: a shell heeds its interruption only when the program that it waits for ends.
+/// Interrupts a process and all below it: a shell may heed its interruption only when the program that it waits for ends.
+/// From the top down: a shell whose program ends before it is interrupted itself would go on with the next one.
 pub fn interrupt_all(pid: i32) {
-    for pid in descendants(pid).into_iter().chain([pid]) {
+    let below = descendants(pid);
+    for pid in std::iter::once(pid).chain(below) {
         // An error means that it is gone already.
         let _ = sys::send(pid, sys::SIGINT);
     }

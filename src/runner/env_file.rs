@@ -80,7 +80,10 @@ fn check(name: &str, value: &str) -> Result<(), String> {
         return Err("a name is made of letters, digits and `_`, and does not begin with a digit".to_owned());
     }
     // `-state` and its like, as arguments of every command of the engine.
-    let names_state = |word: &str| word.starts_with('-') && word.trim_start_matches('-').starts_with("state");
+    let names_state = |word: &str| {
+        let word = word.trim_start_matches(['"', '\'']);
+        word.starts_with('-') && word.trim_start_matches('-').starts_with("state")
+    };
     if REFUSED.contains(&name) || name.starts_with("TF_CLI_ARGS") && value.split_whitespace().any(names_state) {
         return Err(format!("`{name}` cannot be set to this by a hook: the state would be lost"));
     }
@@ -137,7 +140,7 @@ mod tests {
     #[test]
     fn what_would_move_the_state_away_is_refused() {
         for line in
-            ["TF_WORKSPACE=x", "TF_DATA_DIR=/tmp", "TF_CLI_ARGS_apply=-lock=false --state=x", "TF_CLI_ARGS=-state x"]
+            ["TF_WORKSPACE=x", "TF_DATA_DIR=/tmp", "TF_CLI_ARGS_apply=-lock=false --state=x", "TF_CLI_ARGS='-state' x"]
         {
             let complaint = parse(line.as_bytes()).unwrap_err();
             assert!(complaint.contains("the state would be lost"), "{line}: {complaint}");

@@ -78,7 +78,7 @@ impl<'a> Outputs<'a> {
     fn take(&mut self, pipe: &mut PipeReader, lines: &mut Lines) -> bool {
         let mut buffer = [0; 16 << 10];
         let mut taken = 0;
-        while taken < MOST_AT_ONCE && sys::wait_readable(&[pipe.as_raw_fd()], Some(Duration::ZERO)).unwrap_or(true) {
+        while taken < MOST_AT_ONCE && sys::wait_readable(&[pipe.as_raw_fd()], Some(Duration::ZERO)).unwrap_or(false) {
             let mut pieces = Vec::new();
             match pipe.read(&mut buffer) {
                 Ok(length) if length > 0 => lines.push(&buffer[..length], &mut pieces),

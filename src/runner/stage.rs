@@ -6,7 +6,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -134,7 +134,7 @@ impl Work<'_> {
             }
         }
         sys::bind_to_us(&mut command);
-        let child = command.spawn().map_err(|error| cannot_start(&program, &cwd, &error))?;
+        let child = start(&mut command).map_err(|error| cannot_start(&program, &cwd, &error))?;
         // It holds the writing end of a hook's pipe.
         drop(command);
         let limit = step.hook.as_ref().map(|hook| Instant::now() + Duration::from_secs(hook.limit_seconds));
@@ -245,6 +245,21 @@ impl Work<'_> {
             }
             Some(Cause::Abandoned) => (Outcome::RunnerFailed, Some(ABANDONED.to_owned())),
             _ => (Outcome::Canceled, None),
+        }
+    }
+}
+
+/// Starts a program that may have been written just now: whoever was started by its writer in that moment holds it open,
+/// until it is a program of its own.
+fn start(command: &mut Command) -> io::Result<Child> {
+    let mut attempts = 0;
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && attempts < 50 => {
+                attempts += 1;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            started => return started,
         }
     }
 }

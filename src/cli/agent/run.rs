@@ -66,7 +66,7 @@ pub(in crate::cli) struct Args {
     #[arg(long, env = "TERRAPOOL_AGENT_USER", default_value = "nonroot", value_parser = ["nonroot", "root"])]
     pub(super) user: String,
     #[command(flatten)]
-    hooks: super::hooks::Args,
+    hooks: super::hooks::HookArgs,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
