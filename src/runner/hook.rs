@@ -142,7 +142,7 @@ impl<'a> Outputs<'a> {
         note().map_err(|error| format!("a secret that it declares cannot be noted: {error}"))
     }
 
-    /// What went wrong since the last time, for the hook that has ended.
+    /// Why nothing of hooks may be written any more, for the hook that has ended.
     pub fn trouble(&self) -> Option<String> {
         self.trouble.clone()
     }
