@@ -3,6 +3,9 @@
 //! What is shipped is a pure function of the file (and, at the end, of the epilogue): without secrets, neutralised,
 //! and cut at a limit. So nothing about it is kept on disk: after a restart, or when the server's log ends elsewhere than
 //! expected, the text is made again from the start and what the server has is skipped.
+//!
+//! Secrets that hooks declare are hidden from a place in the file on that is noted with them, before a byte behind it is
+//! written. So they are read after each part of the file and before any of it is shipped, and the function stays pure.
 
 use std::{io::Read, time::Duration};
 
@@ -13,6 +16,7 @@ use super::{
     neutralise::{Neutraliser, WORST_GROWTH},
     redact::{Redactor, Secrets},
     remote::{CallError, Remote, Stop},
+    steps::format::Mask,
 };
 use crate::{api::agent::MAX_LOG_APPEND, client};
 
@@ -39,7 +43,12 @@ const CUT: &[u8] = b"\n\x1b[33mTerrapool: this log has reached its limit; the re
 /// The log as it is shipped, from some offset on. No I/O but reading.
 #[derive(Debug)]
 struct Text {
+    /// What is hidden from the start.
+    secrets: Secrets,
     redactor: Redactor,
+    /// What hooks declared; the redactor looks for so many of them.
+    masks: Vec<Mask>,
+    learned: usize,
     neutraliser: Neutraliser,
     /// Bytes of the file that were read.
     read: u64,
@@ -56,7 +65,10 @@ struct Text {
 impl Text {
     fn new(limit: u64, secrets: Secrets) -> Self {
         Self {
-            redactor: Redactor::new(secrets),
+            redactor: Redactor::new(secrets.clone()),
+            secrets,
+            masks: Vec::new(),
+            learned: 0,
             neutraliser: Neutraliser::default(),
             read: 0,
             pending: Vec::new(),
@@ -72,8 +84,37 @@ impl Text {
         self.shipped + self.pending.len() as u64
     }
 
-    /// Takes the next bytes of the file.
-    fn take(&mut self, bytes: &[u8]) {
+    /// What hooks declared until now. Of what is known already a stage could take something away; it stays known.
+    fn note(&mut self, masks: Vec<Mask>) {
+        if masks.len() > self.masks.len() {
+            self.masks = masks;
+        }
+    }
+
+    /// Takes the next bytes of the file, all of whose masks are noted.
+    fn take(&mut self, mut bytes: &[u8]) {
+        while let Some(mask) = self.masks.get(self.learned).filter(|mask| mask.at < self.read + bytes.len() as u64) {
+            let before = usize::try_from(mask.at.saturating_sub(self.read)).unwrap_or(usize::MAX).min(bytes.len());
+            let (before, after) = bytes.split_at(before);
+            self.push(before);
+            bytes = after;
+            self.learn(self.read);
+        }
+        self.push(bytes);
+    }
+
+    /// Looks for all that was declared at `place` or before.
+    fn learn(&mut self, place: u64) {
+        let new: Vec<&str> = self.masks[self.learned..]
+            .iter()
+            .take_while(|mask| mask.at <= place)
+            .map(|mask| mask.value.as_str())
+            .collect();
+        self.redactor.learn(new.iter().copied());
+        self.learned += new.len();
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
         self.read += bytes.len() as u64;
         if self.cut {
             return;
@@ -87,6 +128,7 @@ impl Text {
 
     /// The file ends here.
     fn close(&mut self, epilogue: &str) {
+        self.learn(u64::MAX);
         let mut redacted = Vec::new();
         self.redactor.finish(&mut redacted);
         if !self.cut {
@@ -126,7 +168,8 @@ impl Text {
     fn acknowledge(&mut self, end: u64) -> bool {
         let rewind = end < self.shipped;
         if rewind {
-            *self = Self::new(self.limit, self.redactor.secrets().clone());
+            let masks = std::mem::take(&mut self.masks);
+            *self = Self { masks, ..Self::new(self.limit, self.secrets.clone()) };
         }
         self.skip = end;
         self.drop_known();
@@ -152,6 +195,8 @@ pub(super) enum Error {
     Open { source: jobdir::Error },
     #[error("could not read the log")]
     Read { source: std::io::Error },
+    #[error("the log is not shown, for it is not known what to hide in it")]
+    Masks { source: jobdir::Error },
     #[error("the control plane does not take the log")]
     Refused { source: client::agent::Error },
 }
@@ -199,12 +244,31 @@ impl Shipper {
     pub(super) async fn close(&mut self, remote: &Remote, epilogue: &str) -> Result<u64, Error> {
         loop {
             self.drain(remote).await?;
+            let masks = self.masks().await.map_err(|source| Error::Masks { source })?;
+            self.text_mut().note(masks);
             self.text_mut().close(epilogue);
             // A rewind drops what was closed: then once more from the start.
             if self.send_pending(remote).await? {
                 return Ok(self.text_mut().end());
             }
         }
+    }
+
+    /// A text about the stage, without all that its log does not show.
+    pub(super) async fn redact(&self, text: &str) -> String {
+        match self.masks().await {
+            Ok(masks) => self.secrets.with(masks.iter().map(|mask| mask.value.as_str())).redact(text),
+            Err(error) => {
+                let why = crate::telemetry::Chain(&error).to_string();
+                tracing::warn!(error = why, "a message is withheld");
+                format!("what happened is not told here, for it is not known what to hide in it: {why}")
+            }
+        }
+    }
+
+    async fn masks(&self) -> Result<Vec<Mask>, jobdir::Error> {
+        let dir = self.dir.clone();
+        jobdir::blocking(move || dir.masks()).await
     }
 
     /// The server's log ends at `end`, whatever was thought before.
@@ -280,6 +344,8 @@ fn fill(dir: &JobDir, text: &mut Text) -> Result<u64, Error> {
         if length == 0 {
             break;
         }
+        // After the part was read: what is declared before it was noted before it.
+        text.note(dir.masks().map_err(|source| Error::Masks { source })?);
         text.take(&piece[..length]);
     }
     Ok(text.read - before)
@@ -293,15 +359,29 @@ mod tests {
 
     /// What a server would store when it acknowledges as it likes.
     fn shipped(file: &[u8], pieces: &[usize], losses: &[usize], limit: u64, epilogue: &str) -> Vec<u8> {
+        shipped_with(&[], file, pieces, losses, limit, epilogue)
+    }
+
+    /// The same with masks, each of which is known once a byte behind its place is read.
+    fn shipped_with(
+        masks: &[Mask],
+        file: &[u8],
+        pieces: &[usize],
+        losses: &[usize],
+        limit: u64,
+        epilogue: &str,
+    ) -> Vec<u8> {
         let (mut text, mut server) = (Text::new(limit, Secrets::new(["nullxx"])), Vec::<u8>::new());
         let mut losses = losses.iter();
         let mut pieces = pieces.iter().cycle();
         loop {
             let from = usize::try_from(text.read).unwrap();
             let to = (from + pieces.next().unwrap()).min(file.len());
+            text.note(masks.iter().filter(|mask| mask.at < to as u64).cloned().collect());
             text.take(&file[from..to]);
             let closed = to == file.len();
             if closed {
+                text.note(masks.to_vec());
                 text.close(epilogue);
             }
             let offset = usize::try_from(text.shipped).unwrap();
@@ -341,7 +421,46 @@ mod tests {
         assert!(text.contains("reached its limit") && text.ends_with("\nthe end\n"), "{text}");
     }
 
+    fn mask(at: u64, value: &str) -> Mask {
+        Mask { at, value: value.to_owned() }
+    }
+
+    #[test]
+    fn what_a_hook_declares_is_hidden_from_its_place_on_and_in_the_last_words() {
+        let masks = [mask(7, "first"), mask(7, "second"), mask(20, "third")];
+        let file = b"first\n\nfirst second\nx";
+        for piece in 1..=file.len() {
+            let text = shipped_with(&masks, file, &[piece], &[], 400, "\nfirst third\n");
+            let text = String::from_utf8(text).unwrap();
+            assert_eq!(text, "first\n\n*** ***\nx\n*** ***\n", "in parts of {piece}");
+        }
+    }
+
+    #[test]
+    fn a_stage_that_takes_a_mask_away_shows_nothing_by_it() {
+        let mut text = Text::new(400, Secrets::default());
+        text.note(vec![mask(0, "s3cret")]);
+        text.take(b"s3cret\n");
+        text.note(Vec::new());
+        text.take(b"s3cret\n");
+        text.close("");
+        assert_eq!(text.pending, b"***\n***\n");
+    }
+
     proptest! {
+        #[test]
+        fn with_masks_too_the_server_gets_the_same_bytes(
+            file in "[nulab \\n]{1,80}",
+            mut places in prop::collection::vec((0u64..80, "[ab]{4,6}"), 0..4),
+            pieces in prop::collection::vec(1usize..20, 1..5),
+            losses in prop::collection::vec(0usize..30, 0..6),
+        ) {
+            places.sort();
+            let masks: Vec<Mask> = places.iter().map(|(at, value)| mask(*at, value)).collect();
+            let expected = shipped_with(&masks, file.as_bytes(), &[1000], &[], 200, "\nbye");
+            prop_assert_eq!(shipped_with(&masks, file.as_bytes(), &pieces, &losses, 200, "\nbye"), expected);
+        }
+
         #[test]
         fn the_server_gets_the_same_bytes_whatever_is_lost_on_the_way(
             file in "[nul{ \\nx]{1,80}",

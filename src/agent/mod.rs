@@ -6,6 +6,7 @@
 
 pub mod engine;
 pub mod executor;
+pub mod hooks;
 pub mod jobdir;
 pub mod providers;
 pub mod redact;
@@ -99,7 +100,7 @@ pub struct AgentConfig {
     pub idle_timeout: Option<Duration>,
     /// Where metrics are served over plain HTTP; absent: nowhere.
     pub metrics: Option<SocketAddr>,
-    /// How stages are run; `data`, `instance` and `run_as_root` in it are set by [`run`].
+    /// How stages are run; `data`, `instance`, `run_as_root` and `hostname` in it are set by [`run`].
     pub executor: Settings,
 }
 
@@ -143,6 +144,8 @@ pub enum Error {
     Identity(#[from] identity::Error),
     #[error("could not set up the connection to the control plane")]
     Http(#[from] http::Error),
+    #[error(transparent)]
+    Hooks(#[from] hooks::Error),
     #[error("no stage could be run on this host")]
     Executor(#[from] executor::Error),
     #[error("metrics cannot be served at {address}; choose a free address, or none")]
@@ -219,9 +222,11 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         data: config.data.clone(),
         instance: identity.instance.clone(),
         run_as_root: config.run_as_root,
+        hostname: address(&config.server),
         ..config.executor.clone()
     };
     let tasks = shutdown.clone();
+    settings.hooks.announce()?;
     let Connected { executor, warning } = Executor::connect(settings).await?;
     if let Some(warning) = &warning {
         tracing::warn!("{warning}");
@@ -459,6 +464,12 @@ impl Agent {
         }
         tracing::info!("the agent has ended");
     }
+}
+
+/// `host` or `host:port` of a URL.
+fn address(url: &Url) -> Option<String> {
+    let host = url.host_str()?;
+    Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }
 
 /// 128 random bits as text.

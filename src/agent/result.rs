@@ -71,10 +71,15 @@ fn of_report(evidence: &Evidence<'_>, report: &Report) -> (Outcome, Why) {
     let stage = evidence.stage.as_str();
     let (outcome, reason, message) = match report.outcome {
         Ended::Finished => return (Outcome::Finished, None),
-        Ended::Failed if evidence.disk_full => {
+        Ended::Failed | Ended::HookFailed if evidence.disk_full => {
             (Outcome::Errored, reason::OUT_OF_SPACE, "the agent's disk is full; make room in its data directory".into())
         }
-        Ended::Failed if report.exits.iter().any(|(_, code)| *code == KILLED) => (
+        Ended::HookFailed => (
+            Outcome::Errored,
+            reason::HOOK_FAILED,
+            format!("{}; see the log of the {stage}", message("a hook of the agent failed")),
+        ),
+        Ended::Failed if report.exits.iter().any(|(step, code)| *step == report.step && *code == KILLED) => (
             Outcome::Errored,
             reason::CONTAINER_LOST,
             format!(
@@ -312,7 +317,7 @@ mod tests {
         use Ended as E;
         use Outcome::{Canceled, Errored, Finished};
         type Case = (E, &'static [(&'static str, i32)], bool, Outcome, Option<&'static str>, bool);
-        let table: [Case; 11] = [
+        let table: [Case; 15] = [
             (E::Finished, &[("plan", 0)], false, Finished, None, false),
             (E::Finished, &[("plan", 2), ("show", 0)], false, Finished, None, true),
             (E::Finished, &[("apply", 0)], false, Finished, None, false),
@@ -320,6 +325,10 @@ mod tests {
             (E::Failed, &[("plan", 2), ("show", 1)], false, Errored, Some(reason::ENGINE_FAILED), false),
             (E::Failed, &[("plan", 1)], true, Errored, Some(reason::OUT_OF_SPACE), false),
             (E::Failed, &[("plan", 137)], false, Errored, Some(reason::CONTAINER_LOST), false),
+            (E::Failed, &[("plan", 1), ("post-plan", 137)], false, Errored, Some(reason::ENGINE_FAILED), false),
+            (E::HookFailed, &[("pre-plan", 137)], false, Errored, Some(reason::HOOK_FAILED), false),
+            (E::HookFailed, &[("plan", 2), ("post-plan", 1)], false, Errored, Some(reason::HOOK_FAILED), false),
+            (E::HookFailed, &[("plan", 1)], true, Errored, Some(reason::OUT_OF_SPACE), false),
             (E::Canceled, &[("plan", 130)], false, Canceled, Some(reason::CANCELED), false),
             (E::TimedOut, &[("plan", 1)], false, Errored, Some(reason::TIMED_OUT), false),
             (E::EngineUnavailable, &[], false, Errored, Some(reason::ENGINE_UNAVAILABLE), false),

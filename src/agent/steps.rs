@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use self::format::{Announce, ENGINE, Output, Stage as Steps, Step};
+use super::hooks::{self, Hook, Point};
 use crate::api::job::{Category, EngineKind, JobSpec, Stage};
 
 #[path = "../runner/format.rs"]
@@ -58,6 +59,10 @@ pub struct Facts<'a> {
     pub grace_seconds: u64,
     /// There is a [`CLI_CONFIG`].
     pub cli_config: bool,
+    /// The hooks of the stage, which lie in the job directory.
+    pub hooks: &'a [Hook],
+    /// Where the control plane is, as the agent reaches it: `host` or `host:port`.
+    pub hostname: Option<&'a str>,
 }
 
 /// Name of the file that replaces the user's backend or `cloud` block by a state file in the working directory.
@@ -90,15 +95,25 @@ pub fn plan(spec: &JobSpec, facts: &Facts<'_>) -> Result<Steps> {
     // The engine's own debug output would stand between the lines that are looked for.
     version.env = vec![("TF_LOG".to_owned(), String::new())];
     version.announce = Some(Announce { title: kind.title().to_owned(), version: spec.engine.version.clone() });
-    let mut steps = vec![version, step("init", &["init", "-input=false"], Output::Captured("init.log".to_owned()))];
+    let hooks = |point| hooks::steps(facts.hooks, point, facts.dir, &cwd);
+    // The version comes first: its lines head the log.
+    let mut steps = vec![version];
+    steps.extend(hooks(Point::PreInit));
+    steps.push(step("init", &["init", "-input=false"], Output::Captured("init.log".to_owned())));
     match spec.stage {
         Stage::Plan => {
             let args = plan_arguments(spec);
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            steps.extend(hooks(Point::PrePlan));
             steps.push(Step { ok: vec![0, 2], ..step("plan", &args, Output::Log) });
             steps.push(step("show", &["show", "-json", PLAN_FILE], Output::File(PLAN_JSON.to_owned())));
+            steps.extend(hooks(Point::PostPlan));
         }
-        Stage::Apply => steps.push(step("apply", &["apply", "-input=false", PLAN_FILE], Output::Log)),
+        Stage::Apply => {
+            steps.extend(hooks(Point::PreApply));
+            steps.push(step("apply", &["apply", "-input=false", PLAN_FILE], Output::Log));
+            steps.extend(hooks(Point::PostApply));
+        }
     }
     Ok(Steps {
         limit_seconds: spec.timeout_seconds,
@@ -191,7 +206,8 @@ fn story(spec: &JobSpec, facts: &Facts<'_>) -> Vec<(&'static str, String)> {
         "tfe-api" | "terraform+cloud" => "cli",
         other => other,
     };
-    vec![
+    let of_server = facts.hostname.map(|hostname| ("SCALR_HOSTNAME", hostname.to_owned()));
+    let of_run = [
         ("TERRAPOOL_RUN_ID", run.id.to_string()),
         ("TERRAPOOL_WORKSPACE_NAME", workspace.name.clone()),
         ("TFC_RUN_ID", run.id.to_string()),
@@ -208,7 +224,10 @@ fn story(spec: &JobSpec, facts: &Facts<'_>) -> Vec<(&'static str, String)> {
         ("SCALR_WORKSPACE_NAME", workspace.name.clone()),
         ("SCALR_ENVIRONMENT_ID", workspace.environment_id.clone()),
         ("SCALR_ENVIRONMENT_NAME", workspace.environment.clone()),
-    ]
+        ("SCALR_ACCOUNT_ID", workspace.account_id.clone()),
+    ];
+    // An older control plane does not tell everything.
+    of_run.into_iter().chain(of_server).filter(|(_, value)| !value.is_empty()).collect()
 }
 
 /// The content of [`VARIABLES`]; `None`: there are none. A run's variables win over the workspace's.
@@ -309,6 +328,7 @@ mod tests {
                 name: id("demo"),
                 environment: id("acme"),
                 environment_id: id("env-1"),
+                account_id: id("acc-1"),
                 working_directory: String::new(),
             },
             engine: Engine { kind: EngineKind::Terraform, version: Some(id("1.11.4")) },
@@ -327,6 +347,8 @@ mod tests {
         tmp: Some("/tmp"),
         grace_seconds: 60,
         cli_config: false,
+        hooks: &[],
+        hostname: Some("terrapool.example.com"),
     };
 
     fn variable(key: &str, value: &str, category: Category, hcl: bool) -> Variable {
@@ -351,8 +373,10 @@ engine /engine/terraform
 engine terraform
 env CHECKPOINT_DISABLE=1
 env HOME=/terrapool/job/home
+env SCALR_ACCOUNT_ID=acc-1
 env SCALR_ENVIRONMENT_ID=env-1
 env SCALR_ENVIRONMENT_NAME=acme
+env SCALR_HOSTNAME=terrapool.example.com
 env SCALR_RUN_CONTENT_ROOT=/terrapool/job/config
 env SCALR_RUN_ID=run-1
 env SCALR_RUN_IS_DESTROY=false
@@ -417,6 +441,60 @@ ok 0
              -target=a.b -target=c.d[\"x y\"] -replace=-destroy -generate-config-out=generated.tf"
         );
         assert_eq!(args(&spec, "show"), "@engine show -json tfplan");
+    }
+
+    fn hook((name, point): (&'static str, Point)) -> Hook {
+        Hook { name, point, path: format!("/hooks/{name}").into(), limit: hooks::DEFAULT_LIMIT }
+    }
+
+    #[test]
+    fn each_hook_stands_at_its_point() {
+        let hooks = hooks::NAMES.map(hook);
+        let names = |stage| -> String {
+            let (spec, facts) = (spec(stage), Facts { hooks: &hooks, ..FACTS });
+            let steps = plan(&spec, &facts).unwrap().steps;
+            steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>().join(" ")
+        };
+        let plan = "version pre-init init pre-plan terraform-pre-plan plan show post-plan terraform-post-plan";
+        assert_eq!(names(Stage::Plan), plan);
+        let apply = "version pre-init init pre-apply terraform-pre-apply apply post-apply terraform-post-apply";
+        assert_eq!(names(Stage::Apply), apply);
+    }
+
+    #[test]
+    fn a_hook_in_full() {
+        let mut spec = spec(Stage::Apply);
+        spec.workspace.working_directory = "net".into();
+        let hooks = [hook(("post-apply", Point::PostApply))];
+        let steps = plan(&spec, &Facts { hooks: &hooks, ..FACTS }).unwrap();
+        let text = steps.to_text();
+        assert_eq!(Steps::parse(&text).unwrap(), steps);
+        let wanted = "step post-apply
+arg /terrapool/job/hooks/post-apply
+cwd config/net
+env TFC_AGENT_ENV=/terrapool/job/hook.env
+env SCALR_AGENT_ENV=/terrapool/job/hook.env
+env TERRAPOOL_ENV=/terrapool/job/hook.env
+ok 0
+hook 60
+env_file hook.env
+after apply=SCALR_TERRAFORM_EXIT_CODE
+";
+        assert!(text.ends_with(wanted), "{text}");
+    }
+
+    #[test]
+    fn masks_are_read_while_they_are_being_written() {
+        let mask = |at, value: &str| self::format::Mask { at, value: value.to_owned() };
+        let masks = [mask(0, "a=b"), mask(70, "one\ntwo\\ \r")];
+        let text: String = masks.iter().map(self::format::Mask::to_line).collect();
+        assert_eq!(self::format::Mask::parse_all(&text).unwrap(), masks);
+        for cut in 0..text.len() {
+            let whole = text[..cut].matches('\n').count();
+            assert_eq!(self::format::Mask::parse_all(&text[..cut]).unwrap(), masks[..whole], "{cut}");
+        }
+        let error = self::format::Mask::parse_all("mask x=s3cret\n").unwrap_err();
+        assert!(!error.contains("s3cret") && !format!("{:?}", mask(1, "s3cret")).contains("s3cret"), "{error}");
     }
 
     #[test]

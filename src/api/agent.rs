@@ -248,6 +248,8 @@ pub mod reason {
     pub const AGENT_LOST: &str = "agent_lost";
     /// The engine ended with an error; the log has its message.
     pub const ENGINE_FAILED: &str = "engine_failed";
+    /// A hook of the agent ended with an error or took too long; the log has its output.
+    pub const HOOK_FAILED: &str = "hook_failed";
     /// The run container could not be made: no such image, no right to pull it.
     pub const IMAGE_UNAVAILABLE: &str = "image_unavailable";
     /// The engine of the wanted version is neither on the agent nor in the image.
@@ -275,9 +277,10 @@ pub mod reason {
     pub const FROM_OUTSIDE: [&str; 2] = [IMAGE_UNAVAILABLE, AGENT_UNSCHEDULABLE];
 
     /// All of them.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 14] = [
         AGENT_LOST,
         ENGINE_FAILED,
+        HOOK_FAILED,
         IMAGE_UNAVAILABLE,
         ENGINE_UNAVAILABLE,
         BAD_CONFIGURATION,

@@ -128,6 +128,9 @@ pub struct WorkspaceSpec {
     /// Environment (Scalr) = organization (TFE API).
     pub environment: String,
     pub environment_id: String,
+    /// Empty from a control plane that does not tell it.
+    #[serde(default)]
+    pub account_id: String,
     /// Folder below the configuration's root; empty for the root.
     pub working_directory: String,
 }

@@ -18,6 +18,8 @@ const VANISH: Duration = Duration::from_secs(5);
 pub enum Cause {
     Canceled,
     TimedOut,
+    /// A hook reached its own limit.
+    HookTimedOut,
     /// Nobody watches over it any more.
     Abandoned,
 }
@@ -34,6 +36,8 @@ pub enum Act {
 pub struct Control {
     deadline: Instant,
     grace: Duration,
+    /// When the hook that runs now has taken too long.
+    hook_deadline: Option<Instant>,
     cause: Option<Cause>,
     /// When the step that runs now was interrupted.
     interrupted: Option<Instant>,
@@ -53,7 +57,17 @@ pub struct Demand {
 
 impl Control {
     pub fn new(deadline: Instant, grace: Duration) -> Self {
-        Self { deadline, grace, cause: None, interrupted: None, killed: false }
+        Self { deadline, grace, hook_deadline: None, cause: None, interrupted: None, killed: false }
+    }
+
+    /// A hook begins that may take so long; `None`: it is over.
+    pub fn limit_hook(&mut self, deadline: Option<Instant>) {
+        self.hook_deadline = deadline;
+    }
+
+    /// There is time for a hook that comes after a step. One that took too long had it.
+    pub fn leaves_time(&self) -> bool {
+        !self.killed && self.cause != Some(Cause::HookTimedOut)
     }
 
     /// Why the stage ends early, if it does.
@@ -68,6 +82,7 @@ impl Control {
             None if demand.interrupt || demand.kill || demand.signal => Some(Cause::Canceled),
             None if demand.abandoned => Some(Cause::Abandoned),
             None if now >= self.deadline => Some(Cause::TimedOut),
+            None if self.hook_deadline.is_some_and(|deadline| now >= deadline) => Some(Cause::HookTimedOut),
             None => None,
         }?;
         self.cause = Some(wanted);
@@ -113,7 +128,7 @@ pub fn kill_all_others() {
     let until = Instant::now() + VANISH;
     loop {
         while sys::reap().is_some() {}
-        let below = descendants();
+        let below = descendants(std::process::id() as i32);
         if below.is_empty() || Instant::now() >= until {
             return;
         }
@@ -125,8 +140,18 @@ pub fn kill_all_others() {
     }
 }
 
-/// Living processes below this one, from `/proc`. Orphans are among them, because they are handed to us.
-fn descendants() -> Vec<i32> {
+/// Interrupts a process and all below it: a shell may heed its interruption only when the program that it waits for ends.
+/// From the top down: a shell whose program ends before it is interrupted itself would go on with the next one.
+pub fn interrupt_all(pid: i32) {
+    let below = descendants(pid);
+    for pid in std::iter::once(pid).chain(below) {
+        // An error means that it is gone already.
+        let _ = sys::send(pid, sys::SIGINT);
+    }
+}
+
+/// Living processes below one, from `/proc`. Orphans are below this one, because they are handed to us.
+fn descendants(of: i32) -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let processes: Vec<(i32, i32)> = entries
         .flatten()
@@ -140,7 +165,7 @@ fn descendants() -> Vec<i32> {
             (state != "Z" && state != "X").then_some((pid, parent))
         })
         .collect();
-    let mut below = vec![std::process::id() as i32];
+    let mut below = vec![of];
     let mut at = 0;
     while at < below.len() {
         let parent = below[at];

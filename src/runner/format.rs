@@ -1,11 +1,14 @@
-//! The two texts that pass between agent and runner: `steps` and `result`. Compiled into both, so that they cannot
+//! The texts that pass between agent and runner: `steps`, `result` and `masks`. Compiled into both, so that they cannot
 //! disagree. One record per line, `word value`; a line break in a value is written `\n`, a backslash `\\`.
 
-/// First line of both texts. The runner is embedded in the agent that writes its steps, so this only catches accidents.
+/// First line of `steps` and `result`. The runner is embedded in the agent that writes its steps, so this only catches accidents.
 const HEADER: &str = "terrapool-stage 1";
 
 /// Name of the engine in [`Step::args`]: the runner puts the program that it found in its place.
 pub const ENGINE: &str = "@engine";
+
+/// Where the runner keeps what hooks declare to be secret: [`Mask`]s, in the job directory. Absent: there are none.
+pub const MASKS: &str = "masks";
 
 /// What the runner does in one stage.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,8 +36,19 @@ pub struct Step {
     pub ok: Vec<i32>,
     /// The captured output must name this engine; its version becomes the head of the log.
     pub announce: Option<Announce>,
-    /// Runs whatever became of the steps before it.
-    pub always: bool,
+    /// It is a hook, with all that hooks can do.
+    pub hook: Option<Hook>,
+}
+
+/// What a step has that is a hook: lines of its output declare secrets, and its failure is not the engine's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hook {
+    /// It is interrupted after this many seconds.
+    pub limit_seconds: u64,
+    /// Empty when the hook starts. What it writes there is added to the environment of all later steps.
+    pub env_file: String,
+    /// Runs when the step of this name has run, whatever became of it, with its exit code in this variable.
+    pub after: Option<(String, String)>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -73,6 +87,8 @@ pub enum Outcome {
     Finished,
     /// A step ended with an exit code that is no success.
     Failed,
+    /// So did a hook, or it took too long, or what it wanted cannot be done.
+    HookFailed,
     Canceled,
     TimedOut,
     /// The engine is not there, or has another version.
@@ -81,15 +97,31 @@ pub enum Outcome {
     RunnerFailed,
 }
 
-const OUTCOMES: [(Outcome, &str); 6] = [
+const OUTCOMES: [(Outcome, &str); 7] = [
     (Outcome::Finished, "finished"),
     (Outcome::Failed, "failed"),
+    (Outcome::HookFailed, "hook_failed"),
     (Outcome::Canceled, "canceled"),
     (Outcome::TimedOut, "timed_out"),
     (Outcome::EngineUnavailable, "engine_unavailable"),
     (Outcome::RunnerFailed, "runner_failed"),
 ];
 
+/// A value that no log may show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Mask {
+    /// Length of the log, in bytes, when it became known: what stands behind that is not written before this record.
+    pub at: u64,
+    pub value: String,
+}
+
+impl std::fmt::Debug for Mask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Mask(at {})", self.at)
+    }
+}
+
+#[derive(Default)]
 struct Writer(String);
 
 impl Writer {
@@ -134,15 +166,20 @@ fn unescape(value: &str) -> String {
 }
 
 fn lines(text: &str) -> Result<impl Iterator<Item = (&str, String)>, String> {
-    let mut lines = text.lines();
+    // Not `lines()`, which takes the end off a value that ends with a carriage return.
+    let mut lines = text.split('\n');
     match lines.next() {
         Some(HEADER) => {}
         other => return Err(format!("begins with {other:?}, not with {HEADER:?}")),
     }
-    Ok(lines.filter(|line| !line.is_empty()).map(|line| {
+    Ok(records(lines))
+}
+
+fn records<'a>(lines: impl Iterator<Item = &'a str>) -> impl Iterator<Item = (&'a str, String)> {
+    lines.filter(|line| !line.is_empty()).map(|line| {
         let (word, value) = line.split_once(' ').unwrap_or((line, ""));
         (word, unescape(value))
-    }))
+    })
 }
 
 fn pair(value: &str) -> Result<(String, String), String> {
@@ -192,7 +229,7 @@ impl Stage {
 
 impl Step {
     fn write(&self, out: &mut Writer) {
-        let Self { name, args, cwd, env, output, ok, announce, always } = self;
+        let Self { name, args, cwd, env, output, ok, announce, hook } = self;
         out.line("step", name);
         for arg in args {
             out.line("arg", arg);
@@ -210,8 +247,12 @@ impl Step {
         if let Some(Announce { title, version }) = announce {
             out.line("announce", &format!("{title}={}", version.as_deref().unwrap_or_default()));
         }
-        if *always {
-            out.line("always", "");
+        if let Some(Hook { limit_seconds, env_file, after }) = hook {
+            out.line("hook", &limit_seconds.to_string());
+            out.line("env_file", env_file);
+            if let Some((step, variable)) = after {
+                out.line("after", &format!("{step}={variable}"));
+            }
         }
     }
 
@@ -227,7 +268,14 @@ impl Step {
                 let (title, version) = pair(&value)?;
                 self.announce = Some(Announce { title, version: Some(version).filter(|v| !v.is_empty()) });
             }
-            "always" => self.always = true,
+            "hook" => self.hook = Some(Hook { limit_seconds: number(&value)?, ..Hook::default() }),
+            "env_file" | "after" => {
+                let Some(hook) = &mut self.hook else { return Err(format!("`{word}` of a step that is no hook")) };
+                match word {
+                    "after" => hook.after = Some(pair(&value)?),
+                    _ => hook.env_file = value,
+                }
+            }
             other => return Err(format!("`{other}` is no property of a step")),
         }
         Ok(())
@@ -268,5 +316,33 @@ impl Report {
             }
         }
         Ok(Self { outcome: outcome.ok_or("no outcome")?, step, exits, message })
+    }
+}
+
+impl Mask {
+    /// The line that is added to [`MASKS`].
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        let mut out = Writer::default();
+        out.line("mask", &format!("{}={}", self.at, self.value));
+        out.0
+    }
+
+    /// All lines that are whole: the last one may just be being written.
+    ///
+    /// # Errors
+    /// A sentence about what is not understood, without any value.
+    pub fn parse_all(text: &str) -> Result<Vec<Self>, String> {
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        records(whole.split('\n'))
+            .zip(1..)
+            .map(|((word, value), line)| match value.split_once('=') {
+                Some((at, value)) if word == "mask" => {
+                    let at = at.parse().map_err(|_| format!("line {line} of the masks has no place"))?;
+                    Ok(Self { at, value: value.to_owned() })
+                }
+                _ => Err(format!("line {line} of the masks is no mask")),
+            })
+            .collect()
     }
 }

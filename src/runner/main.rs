@@ -8,7 +8,10 @@
 //! threads. As process id 1 it reaps whatever is left to it, and nothing that a stage started outlives it.
 
 mod control;
+mod env_file;
 mod format;
+mod hook;
+mod masks;
 mod stage;
 mod sys;
 mod volume;

@@ -6,13 +6,14 @@ use std::{
     io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use super::{
     control::{self, Act, Cause, Control, Demand, Outside},
     format::{Announce, ENGINE, Outcome, Output, Report, Stage, Step},
+    hook::{self, Outputs},
     sys,
 };
 
@@ -36,29 +37,34 @@ pub fn run(stage: &Stage, log: &File, outside: &mut Outside) -> Report {
             return Report { outcome: Outcome::EngineUnavailable, message: Some(message), ..report };
         }
     };
+    let outputs = match Outputs::new(log) {
+        Ok(outputs) => outputs,
+        Err(message) => return Report { outcome: Outcome::RunnerFailed, message: Some(message), ..report },
+    };
     let deadline = Instant::now() + Duration::from_secs(stage.limit_seconds);
-    let mut control = Control::new(deadline, Duration::from_secs(stage.grace_seconds));
+    let control = Control::new(deadline, Duration::from_secs(stage.grace_seconds));
+    let mut work = Work { stage, engine, log, control, outside, outputs, added: Vec::new() };
     for step in &stage.steps {
         let going_on = report.outcome == Outcome::Finished;
-        if going_on && control.cause().is_none() {
+        if going_on && work.control.cause().is_none() {
             let now = Instant::now();
-            control.decide(now, outside.look(now));
+            work.control.decide(now, work.outside.look(now));
         }
-        if going_on && control.cause().is_some() {
-            (report.outcome, report.message) = ended_early(&control);
+        if going_on && work.control.cause().is_some() {
+            (report.outcome, report.message) = work.ended_early(step);
             report.step.clone_from(&step.name);
         }
-        if report.outcome != Outcome::Finished && !step.always {
+        if !work.is_due(step, &report) {
             continue;
         }
-        let (outcome, message) = match execute(stage, step, &engine, log, &mut control, outside) {
+        let (outcome, message) = match work.execute(step, &report.exits) {
             Ok(code) => {
                 report.exits.push((step.name.clone(), code));
-                judge(step, code, log, &control)
+                work.judge(step, code)
             }
             Err(message) => {
                 say(log, &message);
-                (Outcome::RunnerFailed, Some(message))
+                (if step.hook.is_some() { Outcome::HookFailed } else { Outcome::RunnerFailed }, Some(message))
             }
         };
         if report.outcome == Outcome::Finished {
@@ -67,124 +73,218 @@ pub fn run(stage: &Stage, log: &File, outside: &mut Outside) -> Report {
             report.message = message;
         }
     }
+    work.outputs.pump();
     report
 }
 
-fn ended_early(control: &Control) -> (Outcome, Option<String>) {
-    match control.cause() {
-        Some(Cause::TimedOut) => (Outcome::TimedOut, None),
-        Some(Cause::Abandoned) => (Outcome::RunnerFailed, Some(ABANDONED.to_owned())),
-        _ => (Outcome::Canceled, None),
+/// A stage at work.
+struct Work<'a> {
+    stage: &'a Stage,
+    engine: PathBuf,
+    log: &'a File,
+    control: Control,
+    outside: &'a mut Outside,
+    outputs: Outputs<'a>,
+    /// What hooks added to the environment.
+    added: Vec<(String, String)>,
+}
+
+impl Work<'_> {
+    fn is_due(&self, step: &Step, report: &Report) -> bool {
+        match step.hook.as_ref().and_then(|hook| hook.after.as_ref()) {
+            Some((name, _)) => self.control.leaves_time() && exit_of(&report.exits, name).is_some(),
+            None => report.outcome == Outcome::Finished,
+        }
+    }
+
+    /// Starts one step and waits for its end; gives its exit code.
+    fn execute(&mut self, step: &Step, exits: &[(String, i32)]) -> Result<i32, String> {
+        let program = match step.args.first().map(String::as_str) {
+            Some(ENGINE) => self.engine.clone(),
+            Some(program) => PathBuf::from(program),
+            None => return Err(format!("{} has no program", describe(step))),
+        };
+        let open = |error: io::Error| format!("the output of {} cannot be kept: {error}", describe(step));
+        let (stdout, stderr) = match (&step.hook, &step.output) {
+            (Some(_), _) => {
+                let pipe = self.outputs.open().map_err(open)?;
+                (pipe.try_clone().map_err(open)?.into(), pipe.into())
+            }
+            (None, Output::Log) => (self.to_log().map_err(open)?, self.to_log().map_err(open)?),
+            (None, Output::File(path)) => (File::create(path).map_err(open)?.into(), self.to_log().map_err(open)?),
+            (None, Output::Captured(path)) => {
+                let file = File::create(path).map_err(open)?;
+                (file.try_clone().map_err(open)?.into(), file.into())
+            }
+        };
+        let cwd = env::current_dir().map_err(open)?.join(&step.cwd);
+        let mut command = Command::new(&program);
+        command.args(&step.args[1..]).current_dir(&cwd).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        for (key, value) in self.stage.env.iter().chain(&self.added).chain(&step.env) {
+            command.env(key, value);
+        }
+        if let Some(hook) = &step.hook {
+            say(self.log, &format!("Running the hook {}", step.name));
+            hook::make_env_file(&hook.env_file)
+                .map_err(|error| format!("{} cannot have its file of variables: {error}", describe(step)))?;
+            if let Some((name, variable)) = &hook.after
+                && let Some(code) = exit_of(exits, name)
+            {
+                command.env(variable, code.to_string());
+            }
+        }
+        sys::bind_to_us(&mut command);
+        let child = start(&mut command).map_err(|error| cannot_start(&program, &cwd, &error))?;
+        // It holds the writing end of a hook's pipe.
+        drop(command);
+        let limit = step.hook.as_ref().map(|hook| Instant::now() + Duration::from_secs(hook.limit_seconds));
+        self.control.limit_hook(limit);
+        // The handle has no use: children are reaped all together, orphans among them.
+        let code = self.watch(child.id() as i32, step.hook.is_some());
+        self.control.limit_hook(None);
+        Ok(code)
+    }
+
+    fn to_log(&self) -> io::Result<Stdio> {
+        self.log.try_clone().map(Stdio::from)
+    }
+
+    /// Waits for the end of a child, and ends it early when that is demanded.
+    fn watch(&mut self, child: i32, is_hook: bool) -> i32 {
+        let mut looked = Instant::now();
+        let mut signal = false;
+        loop {
+            while let Some((pid, code)) = sys::reap() {
+                if pid == child {
+                    self.outputs.pump();
+                    return code;
+                }
+            }
+            self.outputs.pump();
+            let now = Instant::now();
+            let mut demand = Demand { signal: std::mem::take(&mut signal), ..Demand::default() };
+            if now.duration_since(looked) >= control::LOOK {
+                looked = now;
+                demand = Demand { signal: demand.signal, ..self.outside.look(now) };
+            }
+            match self.control.decide(now, demand) {
+                Some(Act::Interrupt(cause)) => {
+                    match cause {
+                        Cause::TimedOut => say(self.log, "The stage has reached its time limit and is interrupted."),
+                        Cause::HookTimedOut => say(self.log, "The hook has reached its time limit and is interrupted."),
+                        Cause::Abandoned => say(self.log, ABANDONED),
+                        Cause::Canceled => {}
+                    }
+                    if is_hook {
+                        control::interrupt_all(child);
+                    } else {
+                        // An error means that it has ended by itself.
+                        let _ = sys::send(child, sys::SIGINT);
+                    }
+                }
+                Some(Act::Kill(_)) => {
+                    say(self.log, if is_hook { "The hook is killed." } else { "The stage is killed." });
+                    let _ = sys::send(child, sys::SIGKILL);
+                    let code = wait_killed(child);
+                    self.outputs.pump();
+                    return code;
+                }
+                None => {}
+            }
+            self.outputs.wait(control::LOOK);
+            while let Some(number) = sys::next_signal(Duration::ZERO) {
+                signal |= matches!(number, sys::SIGINT | sys::SIGTERM) && self.outside.heeds_signals();
+            }
+        }
+    }
+
+    /// What an exit code means. A step that succeeds although it was asked to end has succeeded, unless it is a hook that
+    /// took too long.
+    fn judge(&mut self, step: &Step, code: i32) -> (Outcome, Option<String>) {
+        if let Some(hook) = &step.hook {
+            if self.control.cause() == Some(Cause::HookTimedOut) {
+                return self.ended_early(step);
+            }
+            if let Some(trouble) = self.outputs.trouble() {
+                return (Outcome::HookFailed, Some(format!("{}: {trouble}", describe(step))));
+            }
+            if step.ok.contains(&code) {
+                return match self.outputs.take_additions(&hook.env_file) {
+                    Ok(additions) => {
+                        self.added.extend(additions);
+                        (Outcome::Finished, None)
+                    }
+                    Err(message) => (Outcome::HookFailed, Some(format!("{}: {message}", describe(step)))),
+                };
+            }
+        }
+        if step.ok.contains(&code) {
+            return match &step.announce {
+                Some(announce) => announce_engine(step, announce, self.log),
+                None => (Outcome::Finished, None),
+            };
+        }
+        if let Output::Captured(path) = &step.output {
+            show(path, self.log);
+        }
+        let failed = if step.hook.is_some() { Outcome::HookFailed } else { Outcome::Failed };
+        match self.control.cause() {
+            Some(_) => self.ended_early(step),
+            None if code > 128 => (failed, Some(format!("{} was killed by signal {}", describe(step), code - 128))),
+            None => (failed, Some(format!("{} ended with exit code {code}", describe(step)))),
+        }
+    }
+
+    /// Of the stage that ended early, at this step.
+    fn ended_early(&self, step: &Step) -> (Outcome, Option<String>) {
+        let limit = step.hook.as_ref().map_or(0, |hook| hook.limit_seconds);
+        match self.control.cause() {
+            Some(Cause::TimedOut) => (Outcome::TimedOut, None),
+            Some(Cause::HookTimedOut) => {
+                (Outcome::HookFailed, Some(format!("{} took longer than its limit of {limit} s", describe(step))))
+            }
+            Some(Cause::Abandoned) => (Outcome::RunnerFailed, Some(ABANDONED.to_owned())),
+            _ => (Outcome::Canceled, None),
+        }
     }
 }
 
-/// What an exit code means. A step that succeeds although it was asked to end has succeeded.
-fn judge(step: &Step, code: i32, log: &File, control: &Control) -> (Outcome, Option<String>) {
-    if step.ok.contains(&code) {
-        return match &step.announce {
-            Some(announce) => announce_engine(step, announce, log),
-            None => (Outcome::Finished, None),
-        };
-    }
-    if let Output::Captured(path) = &step.output {
-        show(path, log);
-    }
-    match control.cause() {
-        Some(_) => ended_early(control),
-        None if code > 128 => {
-            (Outcome::Failed, Some(format!("{} was killed by signal {}", describe(step), code - 128)))
+/// Starts a program that may have been written just now: whoever was started by its writer in that moment holds it open,
+/// until it is a program of its own.
+fn start(command: &mut Command) -> io::Result<Child> {
+    let mut attempts = 0;
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && attempts < 50 => {
+                attempts += 1;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            started => return started,
         }
-        None => (Outcome::Failed, Some(format!("{} ended with exit code {code}", describe(step)))),
     }
+}
+
+fn exit_of(exits: &[(String, i32)], step: &str) -> Option<i32> {
+    exits.iter().find(|(name, _)| name == step).map(|(_, code)| *code)
 }
 
 fn describe(step: &Step) -> String {
-    format!("the step `{}`", step.name)
-}
-
-/// Starts one step and waits for its end; gives its exit code.
-fn execute(
-    stage: &Stage,
-    step: &Step,
-    engine: &Path,
-    log: &File,
-    control: &mut Control,
-    outside: &mut Outside,
-) -> Result<i32, String> {
-    let program = match step.args.first().map(String::as_str) {
-        Some(ENGINE) => engine.to_owned(),
-        Some(program) => PathBuf::from(program),
-        None => return Err(format!("{} has no program", describe(step))),
-    };
-    let open = |error: io::Error| format!("the output of {} cannot be kept: {error}", describe(step));
-    let to_log = || log.try_clone().map(Stdio::from).map_err(open);
-    let to_file = |path: &str| File::create(path).map_err(open);
-    let (stdout, stderr) = match &step.output {
-        Output::Log => (to_log()?, to_log()?),
-        Output::File(path) => (to_file(path)?.into(), to_log()?),
-        Output::Captured(path) => {
-            let file = to_file(path)?;
-            (file.try_clone().map_err(open)?.into(), file.into())
-        }
-    };
-    let cwd = env::current_dir().map_err(open)?.join(&step.cwd);
-    let mut command = Command::new(&program);
-    command.args(&step.args[1..]).current_dir(&cwd).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-    for (key, value) in stage.env.iter().chain(&step.env) {
-        command.env(key, value);
-    }
-    sys::bind_to_us(&mut command);
-    let child = command.spawn().map_err(|error| cannot_start(&program, &cwd, &error))?;
-    // The handle has no use: children are reaped all together, orphans among them.
-    Ok(watch(child.id() as i32, log, control, outside))
+    format!("the {} `{}`", if step.hook.is_some() { "hook" } else { "step" }, step.name)
 }
 
 fn cannot_start(program: &Path, cwd: &Path, error: &io::Error) -> String {
+    let is_script = || fs::read(program).is_ok_and(|content| content.starts_with(b"#!"));
     let why = match error.kind() {
         io::ErrorKind::NotFound if !cwd.is_dir() => format!("there is no directory {}", cwd.display()),
+        io::ErrorKind::NotFound if is_script() => {
+            "the program that its first line names is not in the image; use an image that has it".to_owned()
+        }
         io::ErrorKind::NotFound if program.exists() => {
             "it needs a dynamic loader that is not in the image; use a statically linked one".to_owned()
         }
         _ => error.to_string(),
     };
     format!("{} could not be started: {why}", program.display())
-}
-
-/// Waits for the end of a child, and ends it early when that is demanded.
-fn watch(child: i32, log: &File, control: &mut Control, outside: &mut Outside) -> i32 {
-    let mut looked = Instant::now();
-    let mut signal = false;
-    loop {
-        while let Some((pid, code)) = sys::reap() {
-            if pid == child {
-                return code;
-            }
-        }
-        let now = Instant::now();
-        let mut demand = Demand { signal: std::mem::take(&mut signal), ..Demand::default() };
-        if now.duration_since(looked) >= control::LOOK {
-            looked = now;
-            demand = Demand { signal: demand.signal, ..outside.look(now) };
-        }
-        match control.decide(now, demand) {
-            Some(Act::Interrupt(cause)) => {
-                match cause {
-                    Cause::TimedOut => say(log, "The stage has reached its time limit and is interrupted."),
-                    Cause::Abandoned => say(log, ABANDONED),
-                    Cause::Canceled => {}
-                }
-                // An error means that it has ended by itself.
-                let _ = sys::send(child, sys::SIGINT);
-            }
-            Some(Act::Kill(_)) => {
-                say(log, "The stage is killed.");
-                let _ = sys::send(child, sys::SIGKILL);
-                return wait_killed(child);
-            }
-            None => {}
-        }
-        signal = matches!(sys::next_signal(control::LOOK), Some(sys::SIGINT | sys::SIGTERM)) && outside.heeds_signals();
-    }
 }
 
 /// Everything goes: what the killed program started would otherwise work on alone.
@@ -264,6 +364,6 @@ fn show(path: &str, mut log: &File) {
 }
 
 /// A line of the runner's own. A log that cannot be written must not stop the stage: the result still can.
-fn say(mut log: &File, text: &str) {
+pub fn say(mut log: &File, text: &str) {
     let _ = log.write_all(format!("{text}\n").as_bytes());
 }

@@ -134,16 +134,18 @@ pub fn signal_file() -> io::Result<File> {
     }
 }
 
-/// Sleeps until one of the files has something to read, or its other end is gone.
-pub fn wait_readable(files: &[i32]) -> io::Result<()> {
+/// Sleeps until one of the files has something to read, or its other end is gone, or `longest` is over. Says whether
+/// there is something.
+pub fn wait_readable(files: &[i32], longest: Option<Duration>) -> io::Result<bool> {
     let mut fds: Vec<PollFd> = files.iter().map(|fd| PollFd { fd: *fd, wanted: POLLIN, found: 0 }).collect();
+    let timeout = longest.map_or(-1, |longest| i32::try_from(longest.as_millis()).unwrap_or(i32::MAX));
     // SAFETY: the list lives through the call, and its length is told.
-    match unsafe { poll(fds.as_mut_ptr(), fds.len(), -1) } {
+    match unsafe { poll(fds.as_mut_ptr(), fds.len(), timeout) } {
         -1 => match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
             error => Err(error),
         },
-        _ => Ok(()),
+        found => Ok(found > 0),
     }
 }
 

@@ -57,7 +57,7 @@ pub fn wait(place: &Path) -> Result<Option<Agent>, String> {
         if asked_to_end && !there {
             return Ok(None);
         }
-        sys::wait_readable(&[agent.wake.as_raw_fd(), signals.as_raw_fd()])
+        sys::wait_readable(&[agent.wake.as_raw_fd(), signals.as_raw_fd()], None)
             .map_err(|error| format!("the agent cannot be waited for: {error}"))?;
         while let Some(signal) = sys::next_signal(Duration::ZERO) {
             asked_to_end |= matches!(signal, sys::SIGINT | sys::SIGTERM);

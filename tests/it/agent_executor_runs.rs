@@ -1,7 +1,7 @@
 //! What every executor does alike: plan, apply, cancel, time limit, coming back after a restart. Real terraform, and
 //! for the Docker half a real engine.
 
-use std::time::Duration;
+use std::{os::unix::fs::PermissionsExt, time::Duration};
 
 use terrapool::{
     agent::{
@@ -60,6 +60,7 @@ for_each_executor! {
     an_engine_of_another_version_is_refused;
     a_started_stage_is_never_started_again;
     a_sweep_takes_what_is_nobodys;
+    hooks_surround_the_real_engine;
 }
 
 async fn plan(host: &Host, spec: &JobSpec, files: &Archive) -> Archive {
@@ -312,4 +313,33 @@ async fn a_sweep_takes_what_is_nobodys(choice: Choice) {
     assert!(swept.len() == 1 && swept[0] == apply.job_id, "{swept:?}");
     jobs::until(|| jobs::processes(apply.job_id.as_str()).is_empty().then_some(()), || "the end".into()).await;
     assert!(!host.executor.is_alive(&dir, &apply).await.unwrap());
+}
+
+async fn hooks_surround_the_real_engine(choice: Choice) {
+    let place = tempfile::tempdir().unwrap();
+    for (name, script) in [
+        ("pre-init", "ls .terraform; echo TF_CLI_ARGS_plan=-parallelism=3 >$TERRAPOOL_ENV"),
+        ("pre-plan", "ls -d .terraform; echo 'mask TF_VAR_greeting=canary-7e57' >$TERRAPOOL_ENV"),
+        ("post-plan", "ls -l tfplan; echo \"exit code $SCALR_TERRAFORM_EXIT_CODE\""),
+    ] {
+        let path = place.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let host = Host::with(choice, |settings| settings.hooks.dir = Some(place.path().to_owned())).await;
+    let mut planned = spec(Stage::Plan);
+    planned.run.variables = vec![RunVariable { key: "list".into(), value: "[1]".into() }];
+    let (dir, finished) = host.run(&planned, &slug(&[("main.tf", MAIN)])).await;
+    let text = log(&dir);
+    assert_eq!((finished.outcome, finished.has_changes), (Outcome::Finished, true), "{finished:?}\n{text}");
+    // What the runner writes is not redacted yet: that is the shipper's affair.
+    let at = |word: &str| text.find(word).unwrap_or_else(|| panic!("no `{word}` in\n{text}"));
+    let words =
+        ["hook pre-init", "No such file", "hook pre-plan", "canary-7e57", "hook post-plan", "tfplan", "exit code 2"];
+    assert!(words.windows(2).all(|pair| at(pair[0]) < at(pair[1])), "{text}");
+    let masks = std::fs::read_to_string(dir.path().join("masks")).unwrap();
+    assert!(masks.ends_with("=canary-7e57\n"), "{masks}");
+    assert!(!jobs::exists(&dir.path().join("hook.env")));
+    dir.remove().await.unwrap();
+    assert!(!jobs::exists(dir.path()));
 }

@@ -27,6 +27,7 @@ pub use sidecar::{Sidecar, place_runner};
 use super::{
     backoff::Backoff,
     engine::{self, Engines},
+    hooks::{self, Hooks},
     jobdir::{self, JobDir, Placement},
     providers::Providers,
     steps,
@@ -114,6 +115,10 @@ pub struct Settings {
     pub engines: Engines,
     /// Where runs get their providers from.
     pub providers: Providers,
+    /// What runs before and after the engine's commands.
+    pub hooks: Hooks,
+    /// Where the control plane is, for runs to know: `host` or `host:port`.
+    pub hostname: Option<String>,
 }
 
 impl Settings {
@@ -135,6 +140,8 @@ impl Settings {
             grace: Duration::from_secs(60),
             engines: Engines::default(),
             providers: Providers::default(),
+            hooks: Hooks::default(),
+            hostname: None,
         }
     }
 }
@@ -168,14 +175,17 @@ async fn set_up_in_place(dir: &JobDir, spec: &JobSpec, prepared: &Prepared, sett
     if let Some(config) = &cli_config {
         dir.put_cli_config(config).await?;
     }
+    let hooks = settings.hooks.of(spec.stage).await?;
     let facts = steps::Facts {
         dir: &root,
         engine: engine.as_deref(),
         tmp: tmp.as_deref(),
         grace_seconds: settings.grace.as_secs(),
         cli_config: cli_config.is_some(),
+        hooks: &hooks,
+        hostname: settings.hostname.as_deref(),
     };
-    dir.set_up(steps::plan(spec, &facts)?).await?;
+    dir.set_up(steps::plan(spec, &facts)?, hooks.clone()).await?;
     Ok(())
 }
 
@@ -235,6 +245,8 @@ pub enum Error {
     JobDir(#[from] jobdir::Error),
     #[error(transparent)]
     Steps(#[from] steps::Error),
+    #[error(transparent)]
+    Hooks(#[from] hooks::Error),
     #[error("could not {doing}")]
     Io {
         doing: String,
@@ -253,7 +265,9 @@ impl Error {
             Self::JobDir(error) => error.reason(),
             Self::Steps(_) => reason::BAD_CONFIGURATION,
             Self::Gone(_) => reason::CONTAINER_LOST,
-            Self::NoDocker { .. } | Self::Docker { .. } | Self::Away { .. } | Self::Refused(_) => reason::AGENT_ERROR,
+            Self::NoDocker { .. } | Self::Docker { .. } | Self::Away { .. } | Self::Refused(_) | Self::Hooks(_) => {
+                reason::AGENT_ERROR
+            }
             Self::Io { source, .. } => jobdir::reason_of_io(source),
         }
     }

@@ -7,6 +7,7 @@ use crate::{
     agent::{
         Agent, logs,
         record::Failure,
+        redact::Secrets,
         remote::{CallError, Stop},
         state,
     },
@@ -89,6 +90,10 @@ impl Supervisor {
     async fn report(&mut self, mut finish: FinishRequest) -> Result<(), Stop> {
         let id = self.spec.job_id.clone();
         for _ in 0..FINISH_ATTEMPTS {
+            // It may quote what a program of the stage said.
+            if let Some(message) = &finish.message {
+                finish.message = Some(self.shipper.redact(message).await);
+            }
             let epilogue = epilogue(&finish, self.log_is_empty());
             finish.log_bytes = match self.shipper.close(&self.remote, &epilogue).await {
                 Ok(length) => length,
@@ -180,7 +185,8 @@ fn epilogue(finish: &FinishRequest, log_is_empty: bool) -> String {
 pub(super) async fn refuse(agent: &Agent, spec: &JobSpec, failure: Failure) {
     tracing::error!(job = %spec.job_id, reason = failure.reason, message = failure.message, "the job could not be stored");
     let remote = remote(agent, spec);
-    let mut finish = failed(failure);
+    let secrets = Secrets::of_job(spec, &agent.config.token);
+    let mut finish = failed(Failure { message: secrets.redact(&failure.message), ..failure });
     let text = Bytes::from(epilogue(&finish, true));
     finish.log_bytes = text.len() as u64;
     let JobRef { job_id, .. } = &remote.job;

@@ -1,9 +1,9 @@
 //! The files of a stage that the agent writes before its start and collects after its end.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -12,7 +12,10 @@ use flate2::{Compression, write::GzEncoder};
 use super::{Archive, Error, JobDir, Result, beneath, unpack};
 use crate::files::write_private;
 use crate::{
-    agent::steps::{self, CLI_CONFIG, GENERATED, LOCK_FILE, OVERRIDE, PLAN_FILE, VARIABLES, format::Stage as Steps},
+    agent::{
+        hooks::{FOLDER, Hook},
+        steps::{self, CLI_CONFIG, GENERATED, LOCK_FILE, OVERRIDE, PLAN_FILE, VARIABLES, format::Stage as Steps},
+    },
     api::{agent::ExecutorKind, job::Stage},
 };
 
@@ -104,12 +107,13 @@ impl JobDir {
     }
 
     /// The last thing before the start: the generated files and the steps, then everything goes to the stage's user.
-    pub(in crate::agent) async fn set_up(&self, steps: Steps) -> Result<()> {
+    /// The hooks stay the agent's.
+    pub(in crate::agent) async fn set_up(&self, steps: Steps, hooks: Vec<Hook>) -> Result<()> {
         let dir = self.clone();
-        super::blocking(move || dir.set_up_now(&steps)).await
+        super::blocking(move || dir.set_up_now(&steps, &hooks)).await
     }
 
-    fn set_up_now(&self, steps: &Steps) -> Result<()> {
+    fn set_up_now(&self, steps: &Steps, hooks: &[Hook]) -> Result<()> {
         let doing = || Error::io(format!("fill the job directory {}", self.root.display()));
         let working = self.existing_working_directory()?;
         let name = steps::override_file(self.spec.engine.kind);
@@ -128,7 +132,34 @@ impl JobDir {
             beneath::append(&self.root, Path::new("log")).map_err(doing())?;
             beneath::open_to_all(&self.root).map_err(doing())?;
         }
+        self.put_hooks(hooks)?;
         write_private(&self.beside("ready"), b"").map_err(doing())
+    }
+
+    fn put_hooks(&self, hooks: &[Hook]) -> Result<()> {
+        let folder = self.root.join(FOLDER);
+        beneath::remove_any(&folder).map_err(Error::io("remove old hooks"))?;
+        if hooks.is_empty() {
+            return Ok(());
+        }
+        // Whatever the umask takes away: the stage's user may be another one, and is to read and start them.
+        let mode = |mode| fs::Permissions::from_mode(mode);
+        let made = fs::create_dir(&folder).and_then(|()| fs::set_permissions(&folder, mode(0o755)));
+        made.map_err(Error::io("make a folder for hooks"))?;
+        for Hook { name, path, .. } in hooks {
+            let copy = || {
+                let mut to = OpenOptions::new().write(true).create_new(true).open(folder.join(name))?;
+                io::copy(&mut File::open(path)?, &mut to)?;
+                to.set_permissions(mode(0o555))
+            };
+            copy().map_err(Error::io(format!("copy the hook {}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    /// The folder of hooks, when there is one. Only before the start: the stage can make whatever it likes.
+    pub(in crate::agent) fn hooks(&self) -> Option<PathBuf> {
+        Some(self.root.join(FOLDER)).filter(|folder| folder.is_dir())
     }
 
     pub(super) fn pack_plan_now(&self) -> Result<Option<PathBuf>> {

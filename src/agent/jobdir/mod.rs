@@ -7,7 +7,7 @@
 //! <data>/jobs/<job>.json       the job and its placement; 0600; never in reach of the stage
 //! <data>/jobs/<job>.plan.tgz   the plan artifact, made after the end
 //! <data>/jobs/<job>.pid        Process executor: who runs it
-//! <data>/jobs/<job>/           (Sidecar executor: in the common volume) 0700, owned by the stage's user: steps, config/, log, artifacts/, home/, tmp/, cancel, result
+//! <data>/jobs/<job>/           (Sidecar executor: in the common volume) 0700, owned by the stage's user: steps, config/, log, masks, artifacts/, home/, tmp/, cancel, result; hooks/ stays the agent's
 //! <data>/work/<run>/           Process executor: what config/ leads to, so that plan and apply see the same path
 //! <data>/work/<run>.job        Process executor: the job that it belongs to now
 //! ```
@@ -27,7 +27,10 @@ use std::{
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::steps::{self, format::Report};
+use super::steps::{
+    self,
+    format::{MASKS, Mask, Report},
+};
 use crate::{
     api::{
         agent::{ExecutorKind, reason},
@@ -39,6 +42,10 @@ use crate::{
 
 /// Longest `result` that is read.
 const RESULT_LIMIT: u64 = 64 * 1024;
+
+/// Longest `masks` that is read, and the most of them: more than the runner writes, so what is beyond is a stage's mischief.
+const MASKS_LIMIT: u64 = 1 << 20;
+const MOST_MASKS: usize = 400;
 
 /// Longest state that is read.
 const STATE_LIMIT: u64 = 512 << 20;
@@ -102,6 +109,8 @@ pub enum Error {
     Steps(#[from] steps::Error),
     #[error("the result of the stage cannot be understood: {0}")]
     Result(String),
+    #[error("the secrets that hooks declared cannot be understood: {0}")]
+    Masks(String),
 }
 
 impl Error {
@@ -111,7 +120,7 @@ impl Error {
         match self {
             Self::Configuration(_) | Self::Steps(_) => reason::BAD_CONFIGURATION,
             Self::Io { source, .. } => reason_of_io(source),
-            Self::Result(_) => reason::AGENT_ERROR,
+            Self::Result(_) | Self::Masks(_) => reason::AGENT_ERROR,
         }
     }
 
@@ -373,6 +382,20 @@ impl JobDir {
             file.seek(SeekFrom::Start(offset)).map_err(doing())?;
         }
         Ok(Some(file))
+    }
+
+    /// What hooks declared to be secret. Read after a part of the log, it has all that was known before that part.
+    ///
+    /// # Errors
+    /// When it cannot be read or understood: then nothing more of the log may be shown.
+    pub(super) fn masks(&self) -> Result<Vec<Mask>> {
+        let read = beneath::read(&self.root, Path::new(MASKS), MASKS_LIMIT);
+        let Some(text) = read.map_err(Error::io("read the secrets that hooks declared"))? else {
+            return Ok(Vec::new());
+        };
+        // A character may be written in half, as may be its line.
+        let masks = Mask::parse_all(&String::from_utf8_lossy(&text)).map_err(Error::Masks)?;
+        if masks.len() > MOST_MASKS { Err(Error::Masks("there are too many".to_owned())) } else { Ok(masks) }
     }
 
     /// Appends a line of the agent's own to the log: for what happens before the runner starts or after it ended.

@@ -69,6 +69,23 @@ impl Secrets {
         let values = sensitive.iter().map(|it| it.value.as_str()).chain(inner.iter().map(String::as_str));
         Self::new(values.chain([pool_token.expose_secret()]))
     }
+
+    /// These and more.
+    #[must_use]
+    pub fn with<'a>(&self, values: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut forms: BTreeSet<Vec<u8>> = values.into_iter().flat_map(forms::of).collect();
+        forms.extend(self.0.iter().flat_map(|table| table.forms.iter()).map(|form| form.to_vec()));
+        if forms.is_empty() { Self(None) } else { Self(Some(Arc::new(Table::new(forms)))) }
+    }
+
+    /// A whole text without them.
+    #[must_use]
+    pub fn redact(&self, text: &str) -> String {
+        let (mut redactor, mut output) = (Redactor::new(self.clone()), Vec::new());
+        redactor.push(text.as_bytes(), &mut output);
+        redactor.finish(&mut output);
+        String::from_utf8_lossy(&output).into_owned()
+    }
 }
 
 impl Table {
@@ -165,10 +182,9 @@ impl Redactor {
         self.write(input, output, false);
     }
 
-    /// What it looks for.
-    #[must_use]
-    pub fn secrets(&self) -> &Secrets {
-        &self.secrets
+    /// Looks for more from here on, and in what stayed back.
+    pub fn learn<'a>(&mut self, values: impl IntoIterator<Item = &'a str>) {
+        self.secrets = self.secrets.with(values);
     }
 
     /// The text ends here: appends what stayed back. What is pushed then is another text.
@@ -339,6 +355,22 @@ mod tests {
         assert_eq!(output, b"Enter a value: a ");
         redactor.push(b"age", &mut output);
         assert_eq!(output, b"Enter a value: a passage");
+    }
+
+    #[test]
+    fn a_secret_that_is_learned_is_hidden_from_there_on_and_the_others_across_that_place() {
+        let (mut redactor, mut output) = (Redactor::new(Secrets::new(["password-1"])), Vec::new());
+        redactor.push(b"token-2 passw", &mut output);
+        redactor.learn(["token-2"]);
+        redactor.push(b"ord-1 token-2 dG9rZW4tMg==", &mut output);
+        redactor.finish(&mut output);
+        assert_eq!(String::from_utf8(output).unwrap(), "token-2 *** *** ***");
+        let mut nothing_before = Redactor::default();
+        nothing_before.learn(["token-2"]);
+        let mut output = Vec::new();
+        nothing_before.push(b"a token-2.", &mut output);
+        assert_eq!(output, b"a ***.");
+        assert_eq!(Secrets::new(["s3cret"]).with(["other"]).redact("s3cret other"), "*** ***");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use clap::Subcommand;
 use crate::agent::executor::place_runner;
 
 mod engines;
+mod hooks;
 mod run;
 
 #[derive(Debug, Subcommand)]

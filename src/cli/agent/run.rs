@@ -75,6 +75,8 @@ pub(in crate::cli) struct Args {
     /// Who runs the containers' processes: root lets local-exec install packages.
     #[arg(long, env = "TERRAPOOL_AGENT_USER", default_value = "nonroot", value_parser = ["nonroot", "root"])]
     pub(super) user: String,
+    #[command(flatten)]
+    hooks: super::hooks::HookArgs,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -103,6 +105,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.executor.run_image = args.run_image;
     config.executor.engines = engines;
     config.executor.providers = providers;
+    config.executor.hooks = args.hooks.hooks()?;
 
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;

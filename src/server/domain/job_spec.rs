@@ -58,6 +58,7 @@ async fn gather(app: &AppState, connection: &mut AnyConnection, job: &Job) -> Re
             name: workspace.name,
             environment: environment.name,
             environment_id: environment.id.to_string(),
+            account_id: environment.account_id.to_string(),
             working_directory: workspace.working_directory,
         },
         engine: Engine { kind: run.engine, version: Some(run.engine_version).filter(|version| !version.is_empty()) },

@@ -104,6 +104,22 @@ impl Plane {
         config
     }
 
+    /// A hook for agents of [`Self::hooked`].
+    pub fn hook(&self, name: &str, script: &str) {
+        let dir = self.place.path().join("hooks");
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// An agent with hooks.
+    pub fn hooked(&self, name: &str) -> AgentConfig {
+        let mut config = self.config(name);
+        config.executor.hooks.dir = Some(self.place.path().join("hooks"));
+        config
+    }
+
     pub async fn agent(&self, name: &str) -> RunningAgent {
         RunningAgent::start(self.config(name)).await
     }

@@ -50,6 +50,7 @@ pub fn spec(stage: Stage) -> JobSpec {
             name: "demo".into(),
             environment: "acme".into(),
             environment_id: "env-0123456789abcdef".into(),
+            account_id: "acc-0123456789abcdef".into(),
             working_directory: String::new(),
         },
         engine: Engine { kind: EngineKind::Terraform, version: None },

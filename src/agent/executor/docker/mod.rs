@@ -191,14 +191,17 @@ impl Docker {
             if let Some(config) = &cli_config {
                 dir.put_cli_config(config).await?;
             }
+            let hooks = self.settings.hooks.of(spec.stage).await?;
             let facts = steps::Facts {
                 dir: profile::JOB_DIR,
                 engine: engine.as_deref(),
                 tmp: Some("/tmp"),
                 grace_seconds: self.settings.grace.as_secs(),
                 cli_config: cli_config.is_some(),
+                hooks: &hooks,
+                hostname: self.settings.hostname.as_deref(),
             };
-            dir.set_up(steps::plan(spec, &facts)?).await?;
+            dir.set_up(steps::plan(spec, &facts)?, hooks.clone()).await?;
         }
         let (uid, gid) = self.user(spec).0;
         let body = Profile {
@@ -206,6 +209,7 @@ impl Docker {
             image: prepared.image.as_deref().unwrap_or_default(),
             instance: &self.settings.instance,
             job_dir: dir.path(),
+            hooks: dir.hooks().as_deref(),
             runner: &self.runner,
             engine: prepared.engine.as_deref(),
             providers: providers.directory(),

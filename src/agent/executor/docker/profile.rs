@@ -11,7 +11,10 @@ use std::{
 use bollard::models::{ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig};
 
 use super::super::{Error, Result};
-use crate::api::job::{JobSpec, Limits};
+use crate::{
+    agent::hooks::FOLDER,
+    api::job::{JobSpec, Limits},
+};
 
 /// Labels of run containers: which job, which epoch, whose.
 pub(super) const JOB: &str = "terrapool.dev/job";
@@ -39,6 +42,8 @@ pub(super) struct Profile<'a> {
     pub image: &'a str,
     pub instance: &'a str,
     pub job_dir: &'a Path,
+    /// The folder of hooks in the job directory, when it has one: no run may change them.
+    pub hooks: Option<&'a Path>,
     pub runner: &'a Path,
     pub engine: Option<&'a Path>,
     /// The mirror of provider packages on the host.
@@ -130,6 +135,9 @@ impl Profile<'_> {
         let (own, shared) = if self.selinux { (",Z", ",z") } else { ("", "") };
         let mut binds =
             vec![bind(self.job_dir, JOB_DIR, &format!("rw{own}"))?, bind(self.runner, RUNNER, &format!("ro{shared}"))?];
+        if let Some(hooks) = self.hooks {
+            binds.push(bind(hooks, &format!("{JOB_DIR}/{FOLDER}"), &format!("ro{own}"))?);
+        }
         if let Some(engine) = self.engine {
             binds.push(bind(engine, &engine_path(self.spec), &format!("ro{shared}"))?);
         }
