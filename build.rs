@@ -31,7 +31,9 @@ fn main() -> Result<(), String> {
         return Err(format!("the runner does not compile: {rustc:?}"));
     }
     if needs_a_loader(&fs::read(&out).map_err(|error| format!("{}: {error}", out.display()))?) {
-        return Err("the runner is not static: name a linker that can do it in TERRAPOOL_RUNNER_LINKER, as cc".to_owned());
+        return Err(
+            "the runner is not static: name a linker that can do it in TERRAPOOL_RUNNER_LINKER, as cc".to_owned()
+        );
     }
     println!("cargo::rustc-env=TERRAPOOL_RUNNER={}", out.display());
     Ok(())
