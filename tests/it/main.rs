@@ -3,6 +3,8 @@
 #![expect(unreachable_pub, reason = "a program of tests exports nothing; `pub` says that its other files use it")]
 #![expect(clippy::unwrap_used, reason = "what fails in a test's set-up fails the test, with the line where")]
 
+mod agent_check;
+mod agent_configure;
 mod agent_cordon;
 mod agent_crash;
 mod agent_ends;
@@ -10,6 +12,7 @@ mod agent_executor_docker;
 mod agent_executor_runs;
 mod agent_executor_slugs;
 mod agent_flow;
+mod agent_service;
 mod agent_sidecar;
 mod agent_sidecar_containers;
 mod agent_sidecar_ends;

@@ -10,6 +10,7 @@ pub mod desk;
 pub mod docker;
 pub mod e2e;
 pub mod gate;
+pub mod host;
 pub mod jobs;
 pub mod operator;
 pub mod pod_security;
