@@ -144,12 +144,12 @@ fn no_answer(error: &Error) -> Answer {
 
 fn tls_trouble(error: &(dyn std::error::Error + 'static)) -> Option<TlsTrouble> {
     use rustls::{CertificateError as C, Error as E};
-    // An I/O error has the cause of its cause as its source, and itself hides the one that is looked for.
-    let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    let tls = match inner {
-        Some(inner) => inner.downcast_ref::<E>()?,
-        None => error.downcast_ref::<E>()?,
-    };
+    // An I/O error says what the source of its cause is, not its cause, and may wrap another I/O error.
+    let mut inner = error;
+    while let Some(wrapped) = inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        inner = wrapped;
+    }
+    let tls = inner.downcast_ref::<E>()?;
     Some(match tls {
         E::InvalidCertificate(C::UnknownIssuer) => TlsTrouble::UnknownIssuer,
         E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. }) => TlsTrouble::WrongName,
