@@ -32,7 +32,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -201,7 +201,7 @@ struct Agent {
     /// What runs is the next process's.
     left: CancellationToken,
     /// The control plane has accepted the agent at least once.
-    registered: AtomicBool,
+    registered: watch::Sender<bool>,
     /// When the heartbeat last went on.
     beat: Mutex<Instant>,
     /// Why no jobs can be taken, when that is so.
@@ -248,7 +248,7 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         done: CancellationToken::new(),
         starts: tokio::sync::RwLock::default(),
         left: CancellationToken::new(),
-        registered: AtomicBool::new(false),
+        registered: watch::Sender::new(false),
         beat: Mutex::new(Instant::now()),
         trouble: Mutex::new(None),
         heartbeat_ms: AtomicU64::new(10_000),
@@ -453,7 +453,7 @@ impl Agent {
     }
 
     fn adopt(&self, registration: &Registration) {
-        self.registered.store(true, Ordering::Relaxed);
+        self.registered.send_replace(true);
         self.client.set_token(registration.agent_token.clone());
         self.heartbeat_ms.store(registration.heartbeat_ms, Ordering::Relaxed);
         tracing::debug!(lease_ms = registration.lease_ms, heartbeat_ms = registration.heartbeat_ms, "registered");

@@ -1,10 +1,6 @@
 //! What systemd is told of a running agent: that it takes jobs, what it does, and that it is not stuck.
 
-use std::{
-    convert::Infallible,
-    sync::{PoisonError, atomic::Ordering},
-    time::Duration,
-};
+use std::{convert::Infallible, sync::PoisonError, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::time::MissedTickBehavior;
@@ -31,7 +27,7 @@ pub(super) async fn tell(agent: &Agent) -> Infallible {
     let period = sd_notify::watchdog_enabled().map_or(EXTENSION, |limit| EXTENSION.min(limit / 3));
     let mut ping = tokio::time::interval(period.max(Duration::from_millis(100)));
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut changes = agent.jobs.changes();
+    let (mut changes, mut registered) = (agent.jobs.changes(), agent.registered.subscribe());
     let mut said = Situation::default();
     loop {
         let now = Situation::of(agent);
@@ -45,6 +41,7 @@ pub(super) async fn tell(agent: &Agent) -> Infallible {
         tokio::select! {
             _ = ping.tick() => {}
             _ = changes.changed() => continue,
+            _ = registered.changed() => continue,
             () = agent.shutdown.drain.cancelled(), if !said.draining => continue,
         }
         let beat = *agent.beat.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,7 +84,7 @@ struct Situation {
 impl Situation {
     fn of(agent: &Agent) -> Self {
         Self {
-            registered: agent.registered.load(Ordering::Relaxed),
+            registered: *agent.registered.borrow(),
             draining: agent.shutdown.drain.is_cancelled(),
             cordoned: *agent.cordoned.borrow(),
             jobs: agent.jobs.count(),
