@@ -33,7 +33,7 @@ pub(super) async fn tell(agent: &Agent) -> Infallible {
         let now = Situation::of(agent);
         if now != said {
             send(&[NotifyState::Status(&now.text())]);
-            if now.draining && !said.draining {
+            if now.ending && !said.ending {
                 send(&[NotifyState::Stopping]);
             }
             said = now;
@@ -43,6 +43,8 @@ pub(super) async fn tell(agent: &Agent) -> Infallible {
             _ = changes.changed() => continue,
             _ = registered.changed() => continue,
             () = agent.shutdown.drain.cancelled(), if !said.draining => continue,
+            () = agent.shutdown.stop.cancelled(), if !said.ending => continue,
+            () = agent.done.cancelled(), if !said.ending => continue,
         }
         let beat = *agent.beat.lock().unwrap_or_else(PoisonError::into_inner);
         if said.draining {
@@ -75,6 +77,9 @@ fn send(states: &[NotifyState<'_>]) {
 struct Situation {
     registered: bool,
     draining: bool,
+    /// Not before systemd's own signal has come: told that the service stops, it would send none, and nobody could make
+    /// a drain a stop any more.
+    ending: bool,
     cordoned: bool,
     jobs: usize,
     slots: usize,
@@ -86,6 +91,7 @@ impl Situation {
         Self {
             registered: *agent.registered.borrow(),
             draining: agent.shutdown.drain.is_cancelled(),
+            ending: agent.shutdown.stop.is_cancelled() || agent.done.is_cancelled(),
             cordoned: *agent.cordoned.borrow(),
             jobs: agent.jobs.count(),
             slots: agent.slots(),

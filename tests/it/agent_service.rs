@@ -121,9 +121,10 @@ async fn systemd_is_told_when_the_agent_is_ready_what_it_does_that_it_lives_and_
     told(&socket, "STATUS=1 job of at most 5").await;
     appears(&plane.signal("running")).await;
     signal(&agent, Signal::TERM);
-    told(&socket, "STOPPING=1").await;
+    told(&socket, "STATUS=Takes no new jobs").await;
     told(&socket, "EXTEND_TIMEOUT_USEC=").await;
     std::fs::write(plane.signal("go"), "").unwrap();
+    told(&socket, "STOPPING=1").await;
     assert!(agent.wait().await.unwrap().success());
     plane.until(&run, RunState::Applied).await;
     assert_eq!(plane.gate.seen("POST /deregister").len(), 1);
