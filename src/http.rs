@@ -2,6 +2,8 @@
 
 use std::{path::Path, sync::Once, time::Duration};
 
+use url::{Host, Url};
+
 /// Time to establish a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -9,6 +11,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 const USER_AGENT: &str = concat!("terrapool/", env!("CARGO_PKG_VERSION"));
+
+/// Whether tokens could be read on the way to `url`: it is not https, and leads out of this machine.
+#[must_use]
+pub fn is_readable_on_the_way(url: &Url) -> bool {
+    let loopback = match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    url.scheme() != "https" && !loopback
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -34,10 +48,28 @@ pub fn install_tls_provider() {
 /// # Errors
 /// When the file cannot be read or holds no certificates.
 pub fn client(extra_ca: Option<&Path>) -> Result<reqwest::Client, Error> {
-    let Some(path) = extra_ca else { return client_with_ca(None) };
-    let name = || path.display().to_string();
-    let pem = std::fs::read(path).map_err(|source| Error::ReadCa { path: name(), source })?;
-    client_with_ca(Some((&name(), &pem)))
+    let pem = extra_ca.map(read_ca).transpose()?;
+    client_with_ca(pem.as_ref().map(|(name, pem)| (name.as_str(), pem.as_slice())))
+}
+
+/// As [`client`], with the certificate of who answers beside each answer, and without following redirects.
+///
+/// # Errors
+/// As [`client`].
+pub fn probing_client(extra_ca: Option<&Path>) -> Result<reqwest::Client, Error> {
+    install_tls_provider();
+    let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).tls_info(true);
+    let pem = extra_ca.map(read_ca).transpose()?;
+    finish(builder, pem.as_ref().map(|(name, pem)| (name.as_str(), pem.as_slice())))
+}
+
+/// What the file is called, and its content.
+fn read_ca(path: &Path) -> Result<(String, Vec<u8>), Error> {
+    let name = path.display().to_string();
+    match std::fs::read(path) {
+        Ok(pem) => Ok((name, pem)),
+        Err(source) => Err(Error::ReadCa { path: name, source }),
+    }
 }
 
 /// A client for plain HTTP: it reads no certificates, of which a system has many, and speaks to nobody over TLS.
@@ -57,8 +89,11 @@ pub fn plain_client() -> Result<reqwest::Client, Error> {
 /// When the text holds no certificates.
 pub fn client_with_ca(extra_ca: Option<(&str, &[u8])>) -> Result<reqwest::Client, Error> {
     install_tls_provider();
-    let mut builder =
-        reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(REQUEST_TIMEOUT).user_agent(USER_AGENT);
+    finish(reqwest::Client::builder(), extra_ca)
+}
+
+fn finish(builder: reqwest::ClientBuilder, extra_ca: Option<(&str, &[u8])>) -> Result<reqwest::Client, Error> {
+    let mut builder = builder.connect_timeout(CONNECT_TIMEOUT).timeout(REQUEST_TIMEOUT).user_agent(USER_AGENT);
     if let Some((name, pem)) = extra_ca {
         let certificates = reqwest::Certificate::from_pem_bundle(pem)
             .map_err(|source| Error::ParseCa { path: name.to_owned(), source })?;

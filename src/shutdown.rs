@@ -12,6 +12,8 @@ pub struct Shutdown {
     pub drain: CancellationToken,
     /// Stop.
     pub stop: CancellationToken,
+    /// End at once, and leave what runs to the next process.
+    pub leave: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -25,7 +27,8 @@ impl Shutdown {
     /// tracked together.
     #[must_use]
     pub fn into_child(self) -> Self {
-        Self { drain: self.drain.child_token(), stop: self.stop.child_token(), tasks: self.tasks }
+        let Self { drain, stop, leave, tasks } = self;
+        Self { drain: drain.child_token(), stop: stop.child_token(), leave: leave.child_token(), tasks }
     }
 
     /// Runs `future` until it ends; [`Self::finished`] waits for it.
@@ -52,6 +55,21 @@ impl Shutdown {
                     _ = terminate.recv() => {}
                 }
                 token.cancel();
+            }
+        });
+        Ok(())
+    }
+
+    /// SIGUSR1 cancels [`Self::leave`].
+    ///
+    /// # Errors
+    /// When the handler cannot be installed.
+    pub fn on_leave_signal(&self) -> io::Result<()> {
+        let mut leave_signal = signal(SignalKind::user_defined1())?;
+        let leave = self.leave.clone();
+        tokio::spawn(async move {
+            if leave_signal.recv().await.is_some() {
+                leave.cancel();
             }
         });
         Ok(())

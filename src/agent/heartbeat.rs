@@ -4,7 +4,7 @@
 //! The agent never judges its own leases: without an answer it goes on working, and the first answer decides.
 
 use std::{
-    sync::atomic::Ordering,
+    sync::{PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -26,6 +26,7 @@ pub(super) async fn run(agent: &Agent) -> Option<Fatal> {
     let mut changes = agent.jobs.changes();
     let mut backoff = Backoff::default();
     loop {
+        *agent.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         changes.borrow_and_update();
         let request = request(agent);
         let draining = request.draining;

@@ -4,6 +4,7 @@
 //! heartbeat ([`heartbeat`]), the claims ([`poller`]) and one supervisor per job ([`job`]). All that must survive
 //! a crash lies in the data directory before anybody hears of it.
 
+pub mod check;
 pub mod engine;
 pub mod executor;
 pub mod hooks;
@@ -25,7 +26,9 @@ mod neutralise;
 mod poller;
 mod record;
 mod remote;
+mod service;
 mod state;
+mod sweep;
 
 use std::{
     collections::BTreeMap,
@@ -35,8 +38,10 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+pub use sweep::sweep;
 
 use rand::RngExt;
 use reqwest::Url;
@@ -69,6 +74,9 @@ use crate::{
 /// How long a stopping agent tries to deliver what its jobs left, after they ended.
 const DELIVERY: Duration = Duration::from_secs(20);
 
+/// How long a leaving agent waits for stages that are being started just now.
+const LAST_START: Duration = Duration::from_secs(10);
+
 /// How long the agent tries to sign off.
 const SIGN_OFF: Duration = Duration::from_secs(5);
 
@@ -100,6 +108,8 @@ pub struct AgentConfig {
     pub idle_timeout: Option<Duration>,
     /// Where metrics are served over plain HTTP; absent: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Systemd is told how the agent does, by the socket that the environment names.
+    pub service: bool,
     /// How stages are run; `data`, `instance`, `run_as_root` and `hostname` in it are set by [`run`].
     pub executor: Settings,
 }
@@ -123,6 +133,7 @@ impl AgentConfig {
             once: false,
             idle_timeout: None,
             metrics: None,
+            service: false,
         }
     }
 }
@@ -198,13 +209,22 @@ struct Agent {
     halt: CancellationToken,
     /// The last job is over: heartbeats may end.
     done: CancellationToken,
+    /// Held for reading while a stage is started.
+    starts: tokio::sync::RwLock<()>,
+    /// What runs is the next process's.
+    left: CancellationToken,
+    /// The control plane has accepted the agent at least once.
+    registered: watch::Sender<bool>,
+    /// When the heartbeat last went on.
+    beat: Mutex<Instant>,
     /// Why no jobs can be taken, when that is so.
     trouble: Mutex<Option<String>>,
     heartbeat_ms: AtomicU64,
     _lock: DataLock,
 }
 
-/// Runs an agent until it is told to end: `shutdown.drain` lets its jobs finish, `shutdown.stop` interrupts them.
+/// Runs an agent until it is told to end: `shutdown.drain` lets its jobs finish, `shutdown.stop` interrupts them,
+/// `shutdown.leave` leaves them to the next agent of the same data directory.
 ///
 /// `on_ready` is called once, when the agent takes jobs.
 ///
@@ -243,6 +263,10 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         cordoned: watch::Sender::new(false),
         halt: CancellationToken::new(),
         done: CancellationToken::new(),
+        starts: tokio::sync::RwLock::default(),
+        left: CancellationToken::new(),
+        registered: watch::Sender::new(false),
+        beat: Mutex::new(Instant::now()),
         trouble: Mutex::new(None),
         heartbeat_ms: AtomicU64::new(10_000),
         config,
@@ -253,20 +277,40 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         let bound = bound.map_err(|source| Error::Metrics { address, source })?;
         tracing::info!("metrics are served at http://{bound}/metrics");
     }
+    tokio::select! {
+        biased;
+        () = leave(&agent) => Ok(()),
+        ended = attend(&agent, warning, on_ready) => ended,
+        never = service::tell(&agent), if agent.config.service => match never {},
+    }
+}
+
+/// Ends as a crash would, but for stages that are being started just now. Leases run on, for the next process.
+async fn leave(agent: &Agent) {
+    agent.shutdown.leave.cancelled().await;
+    // Nobody starts a stage any more after this.
+    let starts = tokio::time::timeout(LAST_START, agent.starts.write()).await;
+    tracing::info!(jobs = agent.jobs.count(), "the agent leaves its jobs to the next process");
+    agent.left.cancel();
+    drop(starts);
+}
+
+/// From the first look at what an earlier process left to the end of the last job.
+async fn attend(agent: &Arc<Agent>, warning: Option<String>, on_ready: impl FnOnce(&Ready)) -> Result<(), Error> {
     // Where nothing can be run yet, there is no agent yet. Where it has become impossible, old jobs are to be reported.
     let able = tokio::select! {
         able = agent.executor.ready() => able,
         () = agent.shutdown.drain.cancelled() => Ok(()),
     };
     // Before it is registered: an engine that runs since the last time has to be watched, whoever is away.
-    recover(&agent).await?;
+    recover(agent).await?;
     if agent.jobs.count() == 0 {
         able?;
     }
     let registration = match agent.sign_on().await {
         Ok(Some(registration)) => registration,
         Ok(None) if agent.jobs.count() == 0 => return Ok(()),
-        Ok(None) => return work(&agent).await,
+        Ok(None) => return work(agent).await,
         Err(error) => {
             agent.halt.cancel();
             let limit = agent.config.executor.grace + DELIVERY;
@@ -281,8 +325,11 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         warning,
     };
     tracing::info!(agent = %ready.agent_id, pool = %ready.pool_name, executor = ready.executor.as_str(), "the agent is ready");
+    if agent.config.service {
+        service::ready();
+    }
     on_ready(&ready);
-    work(&agent).await
+    work(agent).await
 }
 
 /// Takes up the jobs of an earlier process, and removes what is left of others.
@@ -428,6 +475,7 @@ impl Agent {
     }
 
     fn adopt(&self, registration: &Registration) {
+        self.registered.send_replace(true);
         self.client.set_token(registration.agent_token.clone());
         self.heartbeat_ms.store(registration.heartbeat_ms, Ordering::Relaxed);
         tracing::debug!(lease_ms = registration.lease_ms, heartbeat_ms = registration.heartbeat_ms, "registered");

@@ -27,7 +27,7 @@ const LOUD_AFTER: u32 = 3;
 const AFTER_TROUBLE: Duration = Duration::from_secs(5);
 
 /// Less room in the data directory, in bytes, and no job is taken.
-const MIN_FREE: u64 = 16 << 20;
+pub(super) const MIN_FREE: u64 = 16 << 20;
 
 /// How many times an unresolved claim is asked for while the agent drains.
 const LAST_ASKS: u32 = 5;

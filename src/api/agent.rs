@@ -1,8 +1,9 @@
-//! `/api/agent/v1`: JSON over HTTP, outbound from the agent only. Every call but [`RegisterRequest`]
-//! carries the agent token as bearer; calls about a job carry its epoch in [`EPOCH_HEADER`].
+//! `/api/agent/v1`: JSON over HTTP, outbound from the agent only. Every call but those with the
+//! pool token carries the agent token as bearer; calls about a job carry its epoch in [`EPOCH_HEADER`].
 //!
 //! | method and path | body → answer |
 //! |---|---|
+//! | `GET pool` (pool token) | → [`PoolResponse`]; changes nothing: for checks before the agent is started |
 //! | `POST register` (pool token) | [`RegisterRequest`] → [`RegisterResponse`] |
 //! | `POST claim` | [`ClaimRequest`] → 200 [`super::job::JobSpec`], or 204: nothing to do |
 //! | `POST heartbeat` | [`HeartbeatRequest`] → [`HeartbeatResponse`] |
@@ -75,6 +76,18 @@ impl ExecutorKind {
             Self::Process => "process",
         }
     }
+}
+
+/// What the holder of a pool token may know before an agent registers with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolResponse {
+    pub pool_id: PoolId,
+    pub pool_name: String,
+    /// When the token ends registering, in milliseconds since 1970; absent: never. What has registered goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_expires_at_ms: Option<i64>,
+    /// The control plane's clock, in milliseconds since 1970.
+    pub server_time_ms: i64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,6 +10,7 @@ use crate::{agent::engine::Engines, telemetry};
 mod agent;
 mod crds;
 mod demo;
+mod manual;
 mod operator;
 mod progress;
 mod rbac;
@@ -31,9 +32,9 @@ struct Logging {
     /// What to log to standard error: a level, or directives as `info,terrapool::agent=debug`.
     #[arg(long, global = true, env = "TERRAPOOL_LOG", value_name = "FILTER")]
     log: Option<String>,
-    /// How log lines look.
-    #[arg(long, global = true, env = "TERRAPOOL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Plain)]
-    log_format: LogFormat,
+    /// How log lines look. Default: plain, and with priorities in systemd's journal.
+    #[arg(long, global = true, env = "TERRAPOOL_LOG_FORMAT", value_enum)]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -59,6 +60,11 @@ enum Command {
     Crds,
     /// Print the rights that the operator needs in a cluster, to apply them with kubectl.
     Rbac(rbac::Args),
+    /// Print what a shell needs to complete the commands.
+    Completions(manual::CompletionsArgs),
+    /// Write the manual pages of the agent.
+    #[command(hide = true)]
+    Man(manual::ManArgs),
 }
 
 /// Runs the program; the exit code is 0 for success, 1 for failure, 2 for wrong usage.
@@ -76,12 +82,20 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let format = match cli.logging.log_format {
-        LogFormat::Plain => telemetry::Format::Plain,
-        LogFormat::Json => telemetry::Format::Json,
+        Some(LogFormat::Json) => telemetry::Format::Json,
+        Some(LogFormat::Plain) => telemetry::Format::Plain,
+        None if logs_to_journal() => telemetry::Format::Journal,
+        None => telemetry::Format::Plain,
     };
     let filter = cli.logging.log.as_deref().unwrap_or(match &cli.command {
+        Command::Agent(command) if !command.is_service() => "warn",
         Command::Server(_) | Command::Agent(_) | Command::Operator(_) => "info",
-        Command::Demo(_) | Command::Up(_) | Command::Crds | Command::Rbac(_) => "error",
+        Command::Demo(_)
+        | Command::Up(_)
+        | Command::Crds
+        | Command::Rbac(_)
+        | Command::Completions(_)
+        | Command::Man(_) => "error",
     });
     telemetry::init(filter, format).context("--log is no filter")?;
     let runtime =
@@ -95,22 +109,30 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Operator(args) => Box::pin(operator::run(*args)).await,
             Command::Crds => crds::run(),
             Command::Rbac(args) => rbac::run(&args),
+            Command::Completions(args) => manual::completions(&args),
+            Command::Man(args) => manual::man(&args),
         }
     })
 }
 
+/// Standard error leads to systemd's journal.
+fn logs_to_journal() -> bool {
+    std::env::var("JOURNAL_STREAM").is_ok_and(|stream| telemetry::is_journal(&stream, std::io::stderr()))
+}
+
 /// The error with its causes, one a line.
 fn print_error(error: &anyhow::Error) {
-    use anstream::eprintln;
-    eprintln!("\x1b[1;31merror:\x1b[0m {error}");
+    let mut text = format!("\x1b[1;31merror:\x1b[0m {error}\n");
     let mut last = error.to_string();
     for cause in error.chain().skip(1) {
-        let text = cause.to_string();
-        if text != last {
-            eprintln!("  because: {text}");
+        let cause = cause.to_string();
+        if cause != last {
+            text.push_str(&format!("  because: {cause}\n"));
         }
-        last = text;
+        last = cause;
     }
+    let text = if logs_to_journal() { telemetry::journal_error(&text) } else { text };
+    anstream::eprint!("{text}");
 }
 
 /// A secret from a variable or a file; `what` names it in errors.

@@ -23,7 +23,7 @@ use crate::{
     api::{
         agent::{
             BASE, ClaimRequest, EPOCH_HEADER, FinishRequest, HeartbeatRequest, HeartbeatResponse, JobRef, LogAck,
-            PROTOCOL_HEADER, PROTOCOL_VERSION, RegisterRequest, RegisterResponse, code,
+            PROTOCOL_HEADER, PROTOCOL_VERSION, PoolResponse, RegisterRequest, RegisterResponse, code,
         },
         job::JobSpec,
     },
@@ -129,6 +129,23 @@ impl Error {
     }
 }
 
+/// What an answer tells of who gave it, whatever it says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Head {
+    /// The header `Date`.
+    pub date: Option<String>,
+    /// The certificate of the other side (DER), where the client keeps it: see [`crate::http::probing_client`].
+    pub certificate: Option<Vec<u8>>,
+}
+
+impl Head {
+    fn of(response: &Response) -> Self {
+        let certificate = response.extensions().get::<reqwest::tls::TlsInfo>().and_then(|tls| tls.peer_certificate());
+        let date = response.headers().get(reqwest::header::DATE).and_then(|date| date.to_str().ok());
+        Self { date: date.map(str::to_owned), certificate: certificate.map(<[u8]>::to_vec) }
+    }
+}
+
 /// Calls as one agent. Clones share the token.
 #[derive(Debug, Clone)]
 pub struct AgentClient {
@@ -149,6 +166,22 @@ impl AgentClient {
     /// The bearer of all further calls, in every clone.
     pub fn set_token(&self, token: SecretString) {
         *self.token.write().unwrap_or_else(PoisonError::into_inner) = token;
+    }
+
+    /// Asks about the pool token `token` without registering: how the answer looked, and what it says.
+    ///
+    /// # Errors
+    /// When there was no answer. One that is no pool is the second part of the answer.
+    pub async fn ask_for_pool(&self, token: &SecretString) -> Result<(Head, Result<PoolResponse>)> {
+        const ACTION: &str = "say which pool the token is of";
+        let request = self.request(Method::GET, "pool").bearer_auth(token.expose_secret()).timeout(CALL);
+        let response = request.send().await.map_err(|source| unreachable(ACTION, source))?;
+        let head = Head::of(&response);
+        let pool = match success_or_refusal(response, CALL).await {
+            Ok(response) => read_json(ACTION, response).await,
+            Err(refusal) => Err(Error::of_refusal(ACTION, refusal)),
+        };
+        Ok((head, pool))
     }
 
     /// Registers with the pool token `token`.

@@ -12,7 +12,7 @@ use kube::runtime::reflector::ObjectRef;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
-use url::{Host, Url};
+use url::Url;
 
 use super::{
     backoff::jittered,
@@ -181,7 +181,7 @@ impl ControlPlanes {
     /// The connection to a control plane; a new one is watched from now on.
     fn connect(&self, wanted: &DefaultControlPlane) -> Found {
         let DefaultControlPlane { url, token, ca } = wanted;
-        if url.scheme() != "https" && !self.allow_plain_http && !is_loopback(url) {
+        if !self.allow_plain_http && http::is_readable_on_the_way(url) {
             let message = format!("{url} is not https: tokens would be readable on the way");
             return Err(Waiting::new(reason::INVALID_SPEC, message));
         }
@@ -281,13 +281,4 @@ impl ControlPlanes {
 
 fn missing(kind: &str, reason: &'static str, key: &KeyRef) -> Waiting {
     Waiting::new(reason, format!("the {kind} `{}` of this namespace has no key `{}`", key.name, key.key))
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        Some(Host::Domain(name)) => name == "localhost",
-        None => false,
-    }
 }

@@ -3,6 +3,8 @@
 #![expect(unreachable_pub, reason = "a program of tests exports nothing; `pub` says that its other files use it")]
 #![expect(clippy::unwrap_used, reason = "what fails in a test's set-up fails the test, with the line where")]
 
+mod agent_check;
+mod agent_configure;
 mod agent_cordon;
 mod agent_crash;
 mod agent_ends;
@@ -16,6 +18,7 @@ mod agent_flow;
 mod agent_hooks;
 mod agent_hooks_containers;
 mod agent_hooks_secrets;
+mod agent_service;
 mod agent_sidecar;
 mod agent_sidecar_containers;
 mod agent_sidecar_ends;

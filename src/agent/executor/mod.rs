@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use docker::{Cause as DockerCause, Docker};
+pub use docker::{Cause as DockerCause, Docker, look};
 pub use process::Process;
 pub use sidecar::{Sidecar, place_runner};
 

@@ -68,11 +68,16 @@ fn supervise(agent: &Arc<Agent>, spec: JobSpec, dir: JobDir, orders: watch::Rece
     let agent = agent.clone();
     drop(tracker.spawn(async move {
         let id = spec.job_id.clone();
-        match Supervisor::new(agent.clone(), spec, dir, orders, life).await {
-            Ok(supervisor) => Box::pin(supervisor.run()).await,
-            Err(error) => tracing::error!(job = %id, error = %Chain(&error), "the job is left as it is"),
+        let supervised = async {
+            match Supervisor::new(agent.clone(), spec, dir, orders, life).await {
+                Ok(supervisor) => Box::pin(supervisor.run()).await,
+                Err(error) => tracing::error!(job = %id, error = %Chain(&error), "the job is left as it is"),
+            }
+        };
+        // As if the process had died here, which the next one can deal with at any point.
+        if agent.left.run_until_cancelled(supervised).await.is_some() {
+            agent.jobs.remove(&id);
         }
-        agent.jobs.remove(&id);
     }));
 }
 
@@ -268,6 +273,8 @@ impl Supervisor {
     }
 
     async fn start(&mut self, prepared: &Prepared) -> Result<(), Trouble> {
+        // An apply whose start is cut off is never started again: who leaves waits for it.
+        let _start = self.agent.starts.read().await;
         // Also the last look whether the job is still ours.
         self.remote.call(|| self.remote.client.started(&self.remote.job)).await?;
         self.record.set_prepared(prepared);

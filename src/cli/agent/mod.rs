@@ -6,14 +6,25 @@ use clap::Subcommand;
 
 use crate::agent::executor::place_runner;
 
+mod check;
+mod configure;
 mod engines;
+mod envfile;
 mod hooks;
+mod host;
 mod run;
+mod sweep;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Register in a pool and execute its runs, until told to stop: the first signal drains, the second stops.
     Run(Box<run::Args>),
+    /// Write the settings of this host's agent, or change some of them: what is not given stays.
+    Configure(Box<configure::Args>),
+    /// Look whether an agent would work here: control plane, token, clock, disk, Docker. The status is 1 when it would not.
+    Check(check::Args),
+    /// Interrupt what an agent that does not run any more has left running, and remove its containers.
+    Sweep(sweep::Args),
     /// Prepare a volume that an agent and a run container are to share: puts the runner there.
     PlaceRunner {
         /// The volume, as both containers mount it.
@@ -21,9 +32,22 @@ pub(super) enum Command {
     },
 }
 
+impl Command {
+    /// It goes on until it is told to end, and its log is all that is seen of it.
+    pub(super) fn is_service(&self) -> bool {
+        match self {
+            Self::Run(_) | Self::PlaceRunner { .. } => true,
+            Self::Configure(_) | Self::Check(_) | Self::Sweep(_) => false,
+        }
+    }
+}
+
 pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(*args).await,
+        Command::Configure(args) => configure::run(*args).await,
+        Command::Check(args) => check::run(args).await,
+        Command::Sweep(args) => sweep::run(args).await,
         Command::PlaceRunner { volume } => {
             place_runner(&volume)?;
             Ok(ExitCode::SUCCESS)

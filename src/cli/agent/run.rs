@@ -5,6 +5,7 @@ use std::{
 };
 
 use anyhow::Context;
+use secrecy::SecretString;
 use url::Url;
 
 use super::{
@@ -22,13 +23,13 @@ use crate::{
 pub(in crate::cli) struct Args {
     /// Address of the control plane.
     #[arg(long, env = "TERRAPOOL_URL", value_name = "URL")]
-    url: Url,
+    pub(super) url: Url,
     /// Token of the pool. Only as a variable, never as an argument.
     #[arg(skip = std::env::var("TERRAPOOL_POOL_TOKEN").ok())]
-    token: Option<String>,
+    pub(super) token: Option<String>,
     /// File with the pool's token; the variable TERRAPOOL_POOL_TOKEN does the same.
     #[arg(long, env = "TERRAPOOL_POOL_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    pub(super) token_file: Option<PathBuf>,
     /// Name of the agent, unique in its pool. Default: this host's name.
     #[arg(long, env = "TERRAPOOL_AGENT_NAME")]
     name: Option<String>,
@@ -37,7 +38,7 @@ pub(in crate::cli) struct Args {
     pub(super) data: PathBuf,
     /// Runs at a time.
     #[arg(long, env = "TERRAPOOL_AGENT_CONCURRENCY", default_value_t = 5)]
-    concurrency: u32,
+    pub(super) concurrency: u32,
     /// How runs are executed: docker, sidecar (in the other container of the agent's Pod), process (no isolation), or
     /// auto: docker when it answers.
     #[arg(long, env = "TERRAPOOL_AGENT_EXECUTOR", default_value = "auto")]
@@ -54,7 +55,7 @@ pub(in crate::cli) struct Args {
     run_image: Option<String>,
     /// Take one job, deliver everything, deregister and exit. The sidecar executor does so in any case.
     #[arg(long, env = "TERRAPOOL_AGENT_ONCE")]
-    once: bool,
+    pub(super) once: bool,
     /// Leave when there was no job in so long a time, as 10m.
     #[arg(long, env = "TERRAPOOL_AGENT_IDLE_TIMEOUT", value_name = "DURATION")]
     pub(super) idle_timeout: Option<Span>,
@@ -79,8 +80,33 @@ pub(in crate::cli) struct Args {
     hooks: super::hooks::HookArgs,
 }
 
-pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let token = secret("the pool's token", args.token, args.token_file.as_ref())?
+impl Args {
+    /// What the agent is started with, and how long it may drain. Makes nothing.
+    pub(super) fn config(self, token: SecretString) -> anyhow::Result<(AgentConfig, Option<Span>)> {
+        let data = std::path::absolute(&self.data)?;
+        let name = self.name.unwrap_or_else(super::host_name);
+        let (engines, providers) = self.engines.into_settings(&data, self.ca_file.as_deref())?;
+        let mut config = AgentConfig::new(self.url, token, name, data);
+        config.slots = self.concurrency.max(1);
+        config.ca_file = self.ca_file;
+        config.labels = self.labels.into_iter().collect();
+        config.run_as_root = self.user == "root";
+        config.once = self.once;
+        config.idle_timeout = self.idle_timeout.map(|span| span.as_duration());
+        config.metrics = self.metrics_address;
+        config.executor.choice = self.executor;
+        config.executor.docker_host = self.docker_host;
+        config.executor.volume = std::path::absolute(&self.sidecar_dir)?;
+        config.executor.run_image = self.run_image;
+        config.executor.engines = engines;
+        config.executor.providers = providers;
+        config.executor.hooks = self.hooks.hooks()?;
+        Ok((config, self.drain_timeout))
+    }
+}
+
+pub(super) async fn run(mut args: Args) -> anyhow::Result<ExitCode> {
+    let token = secret("the pool's token", args.token.take(), args.token_file.as_ref())?
         .context("no pool token: set TERRAPOOL_POOL_TOKEN or --token-file (a pool's page shows how to get one)")?;
     let mut private = std::fs::DirBuilder::new();
     private
@@ -88,30 +114,16 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         .mode(0o700)
         .create(&args.data)
         .with_context(|| format!("could not create {}", args.data.display()))?;
-    let data = args.data.canonicalize().with_context(|| format!("could not find {}", args.data.display()))?;
-    let name = args.name.unwrap_or_else(super::host_name);
-    let (engines, providers) = args.engines.into_settings(&data, args.ca_file.as_deref())?;
-    let mut config = AgentConfig::new(args.url, token, name, data);
-    config.slots = args.concurrency.max(1);
-    config.ca_file = args.ca_file;
-    config.labels = args.labels.into_iter().collect();
-    config.run_as_root = args.user == "root";
-    config.once = args.once;
-    config.idle_timeout = args.idle_timeout.map(|span| span.as_duration());
-    config.metrics = args.metrics_address;
-    config.executor.choice = args.executor;
-    config.executor.docker_host = args.docker_host;
-    config.executor.volume = std::path::absolute(&args.sidecar_dir)?;
-    config.executor.run_image = args.run_image;
-    config.executor.engines = engines;
-    config.executor.providers = providers;
-    config.executor.hooks = args.hooks.hooks()?;
+    args.data = args.data.canonicalize().with_context(|| format!("could not find {}", args.data.display()))?;
+    let (mut config, drain_timeout) = args.config(token)?;
+    config.service = std::env::var_os("NOTIFY_SOCKET").is_some();
 
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;
+    shutdown.on_leave_signal()?;
     tokio::select! {
         ended = agent::run(config, shutdown.clone(), |_| {}) => ended?,
-        never = stop_in_time(&shutdown, args.drain_timeout) => match never {},
+        never = stop_in_time(&shutdown, drain_timeout) => match never {},
     }
     shutdown.finished(Duration::from_secs(10)).await;
     Ok(ExitCode::SUCCESS)

@@ -8,7 +8,7 @@ use super::{
     unit::Unit,
 };
 use crate::{
-    api::agent::{AgentStatus, RegisterRequest, RegisterResponse, code},
+    api::agent::{AgentStatus, PoolResponse, RegisterRequest, RegisterResponse, code},
     ids::{AccountId, AgentId, PoolId, TokenId},
     server::{
         app::AppState,
@@ -38,6 +38,24 @@ pub fn status(agent: &Agent, now: i64, offline_after: Duration) -> AgentStatus {
         "errored" => AgentStatus::Errored,
         _ => AgentStatus::Idle,
     }
+}
+
+/// The pool of a pool token, and how long that token lives.
+///
+/// # Errors
+/// When the pool or the token has gone in the meantime.
+pub async fn pool(app: &AppState, pool_id: &PoolId, token: &TokenId) -> Result<PoolResponse> {
+    let now = app.clock.now_ms();
+    let mut connection = app.store.read().await?;
+    let pool = super::pools::get(&mut connection, pool_id).await?;
+    let pool = pool.ok_or_else(|| Error::not_found(super::pools::CLASS, pool_id))?;
+    let token = store::tokens::get(&mut connection, token).await?.ok_or(access::UNKNOWN)?;
+    Ok(PoolResponse {
+        pool_id: pool.id,
+        pool_name: pool.name,
+        token_expires_at_ms: token.expires_at,
+        server_time_ms: now,
+    })
 }
 
 /// Registers an agent in the pool of a pool token. The same name and instance is the same agent again.

@@ -11,6 +11,7 @@ pub mod docker;
 pub mod e2e;
 pub mod faults;
 pub mod gate;
+pub mod host;
 pub mod jobs;
 pub mod operator;
 pub mod pod_security;

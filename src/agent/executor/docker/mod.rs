@@ -2,6 +2,7 @@
 //! directory and nothing else.
 
 mod image;
+pub mod look;
 mod profile;
 
 use std::{collections::HashMap, path::PathBuf, time::Duration};

@@ -8,13 +8,13 @@ use axum::{
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::post,
+    routing::{get, post},
 };
 
 use crate::{
     api::agent::{
         BASE, ClaimRequest, HeartbeatRequest, HeartbeatResponse, MAX_LOG_APPEND, PROTOCOL_HEADER, PROTOCOL_VERSION,
-        RegisterRequest, RegisterResponse,
+        PoolResponse, RegisterRequest, RegisterResponse,
     },
     server::{
         app::App,
@@ -28,6 +28,7 @@ use crate::{
 /// The surface's routes.
 pub fn router() -> Router<App> {
     let routes = Router::new()
+        .route("/pool", get(pool))
         .route("/register", post(register))
         .route("/claim", post(claim))
         .route("/heartbeat", post(heartbeat))
@@ -64,6 +65,10 @@ impl<T: serde::de::DeserializeOwned> FromRequest<App> for Body<T> {
             Err(rejection) => Err(Error::Malformed(rejection.body_text())),
         }
     }
+}
+
+async fn pool(State(app): State<App>, pool: PoolAuth) -> Result<Json<PoolResponse>> {
+    Ok(Json(agents::pool(&app, &pool.pool_id, &pool.token_id).await?))
 }
 
 async fn register(
