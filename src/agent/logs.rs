@@ -157,6 +157,11 @@ impl Text {
         }
     }
 
+    /// How much of the text the server has, though it may not have been made again here.
+    fn known(&self) -> u64 {
+        self.shipped.max(self.skip)
+    }
+
     fn drop_known(&mut self) {
         let known = usize::try_from(self.skip.saturating_sub(self.shipped)).unwrap_or(usize::MAX);
         let known = known.min(self.pending.len());
@@ -279,7 +284,7 @@ impl Shipper {
 
     /// Bytes that the server is known to have.
     pub(super) fn shipped(&self) -> u64 {
-        self.text.as_ref().map_or(0, |text| text.shipped)
+        self.text.as_ref().map_or(0, Text::known)
     }
 
     fn text_mut(&mut self) -> &mut Text {
@@ -406,6 +411,13 @@ mod tests {
     fn continue_closed(text: &mut Text, server: &mut Vec<u8>) {
         server.extend_from_slice(&text.pending);
         assert!(text.acknowledge(server.len() as u64));
+    }
+
+    #[test]
+    fn what_the_server_has_is_known_though_it_cannot_be_read_again() {
+        let mut text = Text::new(400, Secrets::default());
+        text.acknowledge(7);
+        assert_eq!(text.known(), 7);
     }
 
     #[test]
