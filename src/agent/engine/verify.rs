@@ -87,7 +87,7 @@ impl Keyring {
             if names(&signature, &key.primary_key) {
                 return check(&signature, content, &key.primary_key, usable_primary(key), ends_primary(key));
             }
-            for subkey in key.public_subkeys.iter().filter(|subkey| names(&signature, &subkey.key)) {
+            if let Some(subkey) = key.public_subkeys.iter().find(|subkey| names(&signature, &subkey.key)) {
                 let usable = not_revoked(key).and_then(|()| usable_subkey(subkey));
                 return check(&signature, content, &subkey.key, usable, ends_subkey(subkey));
             }
@@ -108,7 +108,7 @@ fn names(signature: &Signature, key: &impl KeyDetails) -> bool {
 fn check(
     signature: &Signature,
     content: &[u8],
-    key: &(impl VerifyingKey + KeyDetails),
+    key: &impl VerifyingKey,
     usable: Result<(), &'static str>,
     ends: Option<u64>,
 ) -> Result<String, Error> {
