@@ -44,7 +44,7 @@ pub(in crate::cli) struct Args {
     #[arg(long, env = "TERRAPOOL_AGENT_EXECUTOR", default_value = "auto")]
     pub(super) executor: Choice,
     /// Address of the Docker engine. Default: unix:///var/run/docker.sock
-    #[arg(long, env = "DOCKER_HOST", value_name = "ADDRESS")]
+    #[arg(long, env = "TERRAPOOL_AGENT_DOCKER_HOST", value_name = "ADDRESS")]
     docker_host: Option<String>,
     /// Sidecar: the volume that `place-runner` prepared.
     #[arg(long, env = "TERRAPOOL_AGENT_SIDECAR_DIR", default_value = sidecar::VOLUME, value_name = "DIR")]
