@@ -23,12 +23,9 @@ use prometheus_client::{
 use tokio::net::TcpListener;
 
 use super::Agent;
-use crate::{
-    api::{
-        agent::{FinishRequest, Outcome},
-        job::Stage,
-    },
-    shutdown::Shutdown,
+use crate::api::{
+    agent::{FinishRequest, Outcome},
+    job::Stage,
 };
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
@@ -138,7 +135,7 @@ impl Now {
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub(super) async fn serve(address: SocketAddr, agent: &Arc<Agent>, shutdown: &Shutdown) -> io::Result<SocketAddr> {
+pub(super) async fn serve(address: SocketAddr, agent: &Arc<Agent>) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(address).await?;
     let bound = listener.local_addr()?;
     let (scraped, healthy) = (agent.clone(), agent.clone());
@@ -157,7 +154,7 @@ pub(super) async fn serve(address: SocketAddr, agent: &Arc<Agent>, shutdown: &Sh
     };
     let router = Router::new().route("/metrics", get(metrics)).route("/healthz", get(health));
     let done = agent.done.clone();
-    shutdown.spawn(async move {
+    agent.shutdown.spawn(async move {
         if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(done.cancelled_owned()).await {
             tracing::warn!(%error, "the port for metrics is closed");
         }

@@ -245,7 +245,6 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         hostname: address(&config.server),
         ..config.executor.clone()
     };
-    let tasks = shutdown.clone();
     settings.hooks.announce()?;
     let Connected { executor, warning } = Executor::connect(settings).await?;
     if let Some(warning) = &warning {
@@ -273,7 +272,7 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         _lock: lock,
     });
     if let Some(address) = agent.config.metrics {
-        let bound = metrics::serve(address, &agent, &tasks).await;
+        let bound = metrics::serve(address, &agent).await;
         let bound = bound.map_err(|source| Error::Metrics { address, source })?;
         tracing::info!("metrics are served at http://{bound}/metrics");
     }

@@ -172,20 +172,35 @@ async fn set_up_in_place(dir: &JobDir, spec: &JobSpec, prepared: &Prepared, sett
     let tmp = Some(format!("{root}/tmp")).filter(|tmp| tmp.len() <= LONGEST_TMP);
     let engine = prepared.engine.as_deref().map(text);
     let cli_config = settings.providers.in_place();
-    if let Some(config) = &cli_config {
+    set_up(dir, spec, settings, Seen { dir: &root, engine: engine.as_deref(), tmp: tmp.as_deref(), cli_config }).await
+}
+
+/// What a stage sees, from where it runs.
+struct Seen<'a> {
+    dir: &'a str,
+    engine: Option<&'a str>,
+    tmp: Option<&'a str>,
+    /// The engine's own configuration.
+    cli_config: Option<String>,
+}
+
+/// Sets the job directory up for a stage that sees so much.
+async fn set_up(dir: &JobDir, spec: &JobSpec, settings: &Settings, seen: Seen<'_>) -> Result<()> {
+    if let Some(config) = &seen.cli_config {
         dir.put_cli_config(config).await?;
     }
     let hooks = settings.hooks.of(spec.stage).await?;
     let facts = steps::Facts {
-        dir: &root,
-        engine: engine.as_deref(),
-        tmp: tmp.as_deref(),
+        dir: seen.dir,
+        engine: seen.engine,
+        tmp: seen.tmp,
         grace_seconds: settings.grace.as_secs(),
-        cli_config: cli_config.is_some(),
+        cli_config: seen.cli_config.is_some(),
         hooks: &hooks,
         hostname: settings.hostname.as_deref(),
     };
-    dir.set_up(steps::plan(spec, &facts)?, hooks.clone()).await?;
+    let steps = steps::plan(spec, &facts)?;
+    dir.set_up(steps, hooks).await?;
     Ok(())
 }
 

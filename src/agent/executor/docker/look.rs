@@ -4,7 +4,7 @@ use std::{io, os::unix::fs::MetadataExt, path::Path};
 
 use tokio::net::UnixStream;
 
-use super::{ANSWER, CALL, DEFAULT_HOST};
+use super::{ANSWER, DEFAULT_HOST};
 
 /// The engine, as far as it can be seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,11 +64,7 @@ pub async fn look(host: Option<&str>) -> Sight {
 }
 
 async fn ask(host: &str) -> Result<Engine, super::Cause> {
-    let engine = match host.strip_prefix("unix://") {
-        Some(path) => bollard::Docker::connect_with_unix(path, CALL, bollard::API_DEFAULT_VERSION)?,
-        None => bollard::Docker::connect_with_http(host, CALL, bollard::API_DEFAULT_VERSION)?,
-    };
-    let info = engine.negotiate_version().await?.info().await?;
+    let info = super::open(host).await?.info().await?;
     Ok(Engine {
         version: info.server_version.unwrap_or_default(),
         cgroup_version: info.cgroup_version.map(|version| version.to_string()),

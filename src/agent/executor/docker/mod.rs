@@ -18,12 +18,9 @@ use bollard::{
 use tokio::{sync::OnceCell, time::Instant};
 
 use self::{image::Minimal, profile::Profile};
-use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Settings, Signal, runner};
+use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Seen, Settings, Signal, runner, set_up};
 use crate::{
-    agent::{
-        jobdir::{JobDir, Placement},
-        steps,
-    },
+    agent::jobdir::{JobDir, Placement},
     api::{
         agent::{ExecutorKind, JobRef},
         job::JobSpec,
@@ -101,18 +98,21 @@ fn is_status(error: &Cause, status: u16) -> bool {
     matches!(error, Cause::DockerResponseServerError { status_code, .. } if *status_code == status)
 }
 
+/// The engine at this address, with a version that it speaks: old ones refuse calls of a newer version than their own.
+async fn open(host: &str) -> Result<bollard::Docker, Cause> {
+    let made = match host.strip_prefix("unix://") {
+        Some(path) => bollard::Docker::connect_with_unix(path, CALL, API_DEFAULT_VERSION),
+        None => bollard::Docker::connect_with_http(host, CALL, API_DEFAULT_VERSION),
+    };
+    made?.negotiate_version().await
+}
+
 impl Docker {
     pub(super) async fn connect(settings: Settings) -> Result<Self> {
         let host = settings.docker_host.clone().unwrap_or_else(|| DEFAULT_HOST.to_owned());
         let silent = |source| Error::NoDocker { host: host.clone(), source: Box::new(source) };
-        let made = match host.strip_prefix("unix://") {
-            Some(path) => bollard::Docker::connect_with_unix(path, CALL, API_DEFAULT_VERSION),
-            None => bollard::Docker::connect_with_http(&host, CALL, API_DEFAULT_VERSION),
-        };
-        // Old engines refuse calls of a newer version than their own.
-        let ask = async { made.map_err(silent)?.negotiate_version().await.map_err(silent) };
-        let engine = match tokio::time::timeout(ANSWER, ask).await {
-            Ok(engine) => engine?,
+        let engine = match tokio::time::timeout(ANSWER, open(&host)).await {
+            Ok(engine) => engine.map_err(silent)?,
             Err(_) => return Err(silent(Cause::RequestTimeoutError)),
         };
         let info = engine.info().await.map_err(silent)?;
@@ -189,20 +189,8 @@ impl Docker {
         let providers = &self.settings.providers;
         if !dir.is_set_up() {
             let cli_config = providers.mounted_at(profile::PROVIDERS);
-            if let Some(config) = &cli_config {
-                dir.put_cli_config(config).await?;
-            }
-            let hooks = self.settings.hooks.of(spec.stage).await?;
-            let facts = steps::Facts {
-                dir: profile::JOB_DIR,
-                engine: engine.as_deref(),
-                tmp: Some("/tmp"),
-                grace_seconds: self.settings.grace.as_secs(),
-                cli_config: cli_config.is_some(),
-                hooks: &hooks,
-                hostname: self.settings.hostname.as_deref(),
-            };
-            dir.set_up(steps::plan(spec, &facts)?, hooks.clone()).await?;
+            let seen = Seen { dir: profile::JOB_DIR, engine: engine.as_deref(), tmp: Some("/tmp"), cli_config };
+            set_up(dir, spec, &self.settings, seen).await?;
         }
         let (uid, gid) = self.user(spec).0;
         let body = Profile {

@@ -1,7 +1,7 @@
 //! What a run container may do and see. Pure: the whole hardening is this one value, and its test names every field.
 //!
-//! A container gets its job directory, the runner, the engine and the mirror of providers, and nothing else of the host: no socket, no
-//! environment, no capability, no other user's files. Its own root is read-only.
+//! A container gets its job directory, the runner, the engine and the mirror of providers, and nothing else of the
+//! host: no socket, no environment, no capability, no other user's files. Its own root is read-only.
 
 use std::{
     collections::HashMap,
