@@ -102,6 +102,11 @@ pub enum Error {
     Steps(#[from] steps::Error),
     #[error("the result of the stage cannot be understood: {0}")]
     Result(String),
+    #[error(
+        "the saved plan is not the one that was made: its SHA-256 is {is} and was {was}; nothing was applied. Look into \
+         the control plane's storage, and start another run"
+    )]
+    OtherPlan { is: String, was: String },
 }
 
 impl Error {
@@ -111,7 +116,7 @@ impl Error {
         match self {
             Self::Configuration(_) | Self::Steps(_) => reason::BAD_CONFIGURATION,
             Self::Io { source, .. } => reason_of_io(source),
-            Self::Result(_) => reason::AGENT_ERROR,
+            Self::Result(_) | Self::OtherPlan { .. } => reason::AGENT_ERROR,
         }
     }
 

@@ -6,6 +6,7 @@ use clap::Subcommand;
 
 use crate::agent::executor::place_runner;
 
+mod isolation;
 mod run;
 
 #[derive(Debug, Subcommand)]

@@ -65,6 +65,8 @@ pub(in crate::cli) struct Args {
     /// Who runs the containers' processes: root lets local-exec install packages.
     #[arg(long, env = "TERRAPOOL_AGENT_USER", default_value = "nonroot", value_parser = ["nonroot", "root"])]
     pub(super) user: String,
+    #[command(flatten)]
+    isolation: super::isolation::Args,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -89,6 +91,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.executor.volume = std::path::absolute(&args.sidecar_dir)?;
     config.executor.run_image = args.run_image;
     config.executor.engines = engines(args.engine_dir);
+    args.isolation.apply(&mut config.executor);
 
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;

@@ -11,6 +11,7 @@ pub mod docker;
 pub mod e2e;
 pub mod gate;
 pub mod jobs;
+pub mod metadata;
 pub mod operator;
 pub mod pod_security;
 pub mod pods;
