@@ -2,9 +2,11 @@
 //! an ordinary address too, so that a test that reaches neither can be told from one that is blocked.
 
 use std::{
+    net::TcpStream,
     os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
@@ -44,7 +46,8 @@ struct Namespace {
     listener: Child,
 }
 
-fn ip(arguments: &str) {
+/// Runs `ip`.
+pub fn ip(arguments: &str) {
     let words: Vec<&str> = arguments.split(' ').collect();
     let output = Command::new("ip").args(&words).output().expect("the command `ip`, of iproute2");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
@@ -82,11 +85,18 @@ impl Cloud {
         }
         ip(&format!("-n {name} route add default via 198.18.77.1"));
         let port = cloud.port.to_string();
-        let serve = ["netns", "exec", &name, BUSYBOX, "httpd", "-f", "-p", &port, "-h", "/var/empty"];
+        // What it serves does not matter: nobody asks.
+        let serve = ["netns", "exec", &name, BUSYBOX, "httpd", "-f", "-p", &port, "-h", "/"];
         let mut command = Command::new("ip");
         command.args(serve).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let listener = command.spawn().unwrap();
         cloud.namespace = Some(Namespace { name, link, listener });
+        let patience = Instant::now() + Duration::from_secs(20);
+        let address = (cloud.ordinary, cloud.port);
+        while TcpStream::connect(address).is_err() {
+            assert!(Instant::now() < patience, "nothing listens at {address:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         cloud
     }
 
