@@ -250,6 +250,9 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
     if let Some(warning) = &warning {
         tracing::warn!("{warning}");
     }
+    if config.run_as_root {
+        tracing::warn!("runs are root in their containers (--user root): they can do more to this host than others");
+    }
     let agent = Arc::new(Agent {
         client,
         executor,

@@ -300,7 +300,7 @@ pub fn working_directory(path: &str) -> Result<String> {
 mod tests {
     use super::*;
     use crate::{
-        api::job::{Engine, Limits, RunSpec, RunVariable, Variable, WorkspaceSpec},
+        api::job::{Engine, Limits, Planned, RunSpec, RunVariable, Variable, WorkspaceSpec},
         ids::{JobId, RunId, WorkspaceId},
     };
 
@@ -333,6 +333,7 @@ mod tests {
             },
             engine: Engine { kind: EngineKind::Terraform, version: Some(id("1.11.4")) },
             image: None,
+            planned: Planned::default(),
             run_as_root: false,
             variables: vec![],
             env: BTreeMap::new(),

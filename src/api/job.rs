@@ -79,6 +79,9 @@ pub struct JobSpec {
     pub engine: Engine,
     /// The run image, or absent: the agent's default one.
     pub image: Option<String>,
+    /// What the run's plan left for its apply to be bound to; empty for a plan.
+    #[serde(default)]
+    pub planned: Planned,
     /// Run the container as root.
     pub run_as_root: bool,
     /// Variables of the workspace, in order of precedence: a later one of the same key and category wins.
@@ -94,6 +97,18 @@ impl std::fmt::Debug for JobSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "JobSpec({} epoch {} {} of {})", self.job_id, self.epoch, self.stage.as_str(), self.run.id)
     }
+}
+
+/// An apply executes what its plan was: the same bytes, in the same image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planned {
+    /// The image that the plan ran in: `repository@algorithm:hex`, or the id of an image that came from no registry;
+    /// absent: it ran in none, or nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_digest: Option<String>,
+    /// SHA-256 of [`super::agent::artifact::PLAN`] as it was uploaded, 64 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -99,6 +99,29 @@ fn hostile_archives_are_refused_with_the_reason() {
         (&[(EntryType::GNULongName, "p", "/etc/passwd"), (FILE, "x", "")], "leads out"),
         (&[(EntryType::GNULongLink, "p", "/etc"), (LINK, "x", "a")], "leads out"),
         (&[(EntryType::XHeader, "p", "20 size=99999999999\n"), (FILE, "x", "")], "larger than 8 GiB"),
+        // The last of several names counts, and each is looked at.
+        (&[(EntryType::XHeader, "p", "9 path=a\n18 path=../../etc\n"), (FILE, "x", "")], "leads out"),
+        (&[(EntryType::XHeader, "p", "17 linkpath=/etc\n"), (LINK, "x", "a")], "the link `x` leads out"),
+        (&[(EntryType::XHeader, "p", "17 linkpath=/etc\n"), (HARD, "x", "a")], "the path `/etc` leads out"),
+        (&[(EntryType::XHeader, "p", "9 path=\0\n"), (FILE, "x", "")], "cannot be"),
+        (&[(EntryType::XHeader, "p", "no length"), (FILE, "x", "")], "an extended header is damaged"),
+        (&[(EntryType::GNULongName, "p", "../x"), (DIR, "x", "")], "leads out"),
+        (&[(EntryType::GNULongName, "p", "a\0b"), (FILE, "x", "")], "cannot be"),
+        (&[(FILE, "//etc/x", "")], "leads out"),
+        (&[(FILE, "./../x", "")], "leads out"),
+        (&[(FILE, "..", "x")], "leads out"),
+        (&[(LINK, "a", "b/../../x"), (DIR, "b", "")], "the link `a` leads out"),
+        (&[(LINK, "a", "a")], "leads out"),
+        (&[(LINK, "a", "b"), (LINK, "b", "c"), (LINK, "c", "/")], "leads out"),
+        (&[(LINK, "d", ".."), (HARD, "h", "d/x")], "leads to no file before it"),
+        (&[(HARD, "a", "a")], "leads to no file before it"),
+        (&[(DIR, "d", ""), (HARD, "a", "d")], "leads to no file before it"),
+        (&[(LINK, "a/b", "x"), (FILE, "a", "x")], "`a` is in it twice"),
+        (&[(LINK, "", "x")], "has no name"),
+        (&[(EntryType::Char, "../tty", "")], "leads out"),
+        (&[(EntryType::new(b'V'), "volume", "")], "neither a file nor"),
+        (&[(EntryType::new(b'M'), "more", "")], "neither a file nor"),
+        (&[(EntryType::new(b'D'), "dump", "")], "neither a file nor"),
     ];
     for (entries, wanted) in table {
         let (_dir, result) = unpacked(&archive(entries), unpack::Limits::default());
@@ -108,6 +131,7 @@ fn hostile_archives_are_refused_with_the_reason() {
             "{entries:?}: {error}"
         );
     }
+    assert!(table.len() >= 50, "{} tricks", table.len());
     let (_dir, result) = unpacked(&archive(&[(FILE, &far, "x"), (LINK, "l", &far)]), unpack::Limits::default());
     result.unwrap();
 }

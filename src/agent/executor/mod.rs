@@ -9,6 +9,7 @@
 //! the files beside a job directory, are all there is to remember.
 
 mod docker;
+mod isolation;
 mod process;
 mod runner;
 mod sidecar;
@@ -21,6 +22,7 @@ use std::{
 };
 
 pub use docker::{Cause as DockerCause, Docker, look};
+pub use isolation::{Isolation, NETWORK, Pull, Users};
 pub use process::Process;
 pub use sidecar::{Sidecar, place_runner};
 
@@ -95,15 +97,15 @@ pub struct Settings {
     pub instance: String,
     /// Address of the Docker engine; absent: `unix:///var/run/docker.sock`.
     pub docker_host: Option<String>,
-    /// Docker network of the run containers; absent: the engine's default bridge.
-    pub network: Option<String>,
+    /// Docker: how run containers are kept apart from host and network.
+    pub isolation: Isolation,
     /// Image for jobs that name none; absent: a minimal image made from this host's files.
     pub default_image: Option<String>,
     /// Sidecar: the volume that agent and run container share; absolute.
     pub volume: PathBuf,
     /// Sidecar: the image that the run container was made from; absent: one for jobs that name none.
     pub run_image: Option<String>,
-    /// Sidecar: the run container's user must be root.
+    /// Docker: runs are root, whatever their pool says. Sidecar: the run container's user must be root.
     pub run_as_root: bool,
     /// Used where a job sets no limit of its own.
     pub limits: Limits,
@@ -130,7 +132,7 @@ impl Settings {
             data,
             instance,
             docker_host: None,
-            network: None,
+            isolation: Isolation::default(),
             default_image: None,
             volume: crate::api::sidecar::VOLUME.into(),
             run_image: None,
@@ -236,6 +238,11 @@ pub enum Error {
     },
     #[error("the image {image} cannot be used: {detail}")]
     Image { image: String, detail: String },
+    #[error(
+        "this agent may not use the image {image}: its administrator allows {allowed} only (--allowed-image); let the \
+         workspace use one of these, or have the image added"
+    )]
+    ImageNotAllowed { image: String, allowed: String },
     #[error("Docker could not {doing}")]
     Docker {
         doing: String,
@@ -276,6 +283,7 @@ impl Error {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Image { .. } => reason::IMAGE_UNAVAILABLE,
+            Self::ImageNotAllowed { .. } => reason::IMAGE_NOT_ALLOWED,
             Self::Engine(_) => reason::ENGINE_UNAVAILABLE,
             Self::JobDir(error) => error.reason(),
             Self::Steps(_) => reason::BAD_CONFIGURATION,
@@ -317,26 +325,37 @@ impl Executor {
     /// # Errors
     /// When Docker was asked for and does not answer, or the data directory cannot be used.
     pub async fn connect(settings: Settings) -> Result<Connected> {
+        // Docker alone can block anything.
+        let blocks = settings.isolation.require_block;
         match settings.choice {
+            Choice::Process | Choice::Sidecar if blocks => Err(Error::Refused(
+                "--require-network-block needs the docker executor: no other can keep runs from metadata addresses and \
+                 this host"
+                    .to_owned(),
+            )),
             Choice::Process => {
                 Ok(Connected { executor: Self::Process(Box::new(Process::new(settings)?)), warning: None })
             }
             Choice::Sidecar => {
                 Ok(Connected { executor: Self::Sidecar(Box::new(Sidecar::connect(settings)?)), warning: None })
             }
-            Choice::Docker => {
-                Ok(Connected { executor: Self::Docker(Box::new(Docker::connect(settings).await?)), warning: None })
-            }
-            Choice::Auto => match Docker::connect(settings.clone()).await {
-                Ok(docker) => Ok(Connected { executor: Self::Docker(Box::new(docker)), warning: None }),
-                Err(error) => Ok(Connected {
+            Choice::Docker => Self::docker(settings).await,
+            // An engine that answers and cannot do what is asked for is not to be replaced by one that does less.
+            Choice::Auto => match Self::docker(settings.clone()).await {
+                Err(error @ Error::NoDocker { .. }) if !blocks => Ok(Connected {
                     executor: Self::Process(Box::new(Process::new(settings)?)),
                     warning: Some(format!(
                         "{error}. Runs are started as plain processes of this user, without isolation."
                     )),
                 }),
+                connected => connected,
             },
         }
+    }
+
+    async fn docker(settings: Settings) -> Result<Connected> {
+        let (docker, warning) = Docker::connect(settings).await?;
+        Ok(Connected { executor: Self::Docker(Box::new(docker)), warning })
     }
 
     #[must_use]

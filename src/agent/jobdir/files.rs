@@ -8,6 +8,7 @@ use std::{
 };
 
 use flate2::{Compression, write::GzEncoder};
+use sha2::{Digest, Sha256};
 
 use super::{Archive, Error, JobDir, Result, beneath, unpack};
 use crate::files::write_private;
@@ -47,6 +48,19 @@ impl Archive {
             Self::File(path) => Box::new(io::BufReader::new(File::open(path)?)),
         })
     }
+
+    /// 64 hexadecimal digits.
+    fn sha256(&self) -> io::Result<String> {
+        let (mut digest, mut source) = (Sha256::new(), self.open()?);
+        let mut part = vec![0; 64 << 10];
+        loop {
+            match source.read(&mut part)? {
+                0 => break,
+                read => digest.update(&part[..read]),
+            }
+        }
+        Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
 }
 
 impl JobDir {
@@ -84,6 +98,12 @@ impl JobDir {
 
     pub(super) fn unpack_plan_now(&self, archive: &Archive) -> Result<()> {
         let working = self.existing_working_directory()?;
+        if let Some(was) = &self.spec.planned.sha256 {
+            let is = archive.sha256().map_err(Error::io("read the plan"))?;
+            if !is.eq_ignore_ascii_case(was) {
+                return Err(Error::OtherPlan { is, was: was.clone() });
+            }
+        }
         for name in BUNDLE {
             beneath::remove_any(&working.join(name)).map_err(Error::io(format!("remove {name}")))?;
         }

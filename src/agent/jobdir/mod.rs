@@ -111,6 +111,11 @@ pub enum Error {
     Result(String),
     #[error("the secrets that hooks declared cannot be understood: {0}")]
     Masks(String),
+    #[error(
+        "the saved plan is not the one that was made: its SHA-256 is {is} and was {was}; nothing was applied. Look into \
+         the control plane's storage, and start another run"
+    )]
+    OtherPlan { is: String, was: String },
 }
 
 impl Error {
@@ -120,7 +125,7 @@ impl Error {
         match self {
             Self::Configuration(_) | Self::Steps(_) => reason::BAD_CONFIGURATION,
             Self::Io { source, .. } => reason_of_io(source),
-            Self::Result(_) | Self::Masks(_) => reason::AGENT_ERROR,
+            Self::Result(_) | Self::Masks(_) | Self::OtherPlan { .. } => reason::AGENT_ERROR,
         }
     }
 

@@ -12,6 +12,7 @@ mod engines;
 mod envfile;
 mod hooks;
 mod host;
+mod isolation;
 mod run;
 mod sweep;
 

@@ -78,6 +78,8 @@ pub(in crate::cli) struct Args {
     pub(super) user: String,
     #[command(flatten)]
     hooks: super::hooks::HookArgs,
+    #[command(flatten)]
+    isolation: super::isolation::IsolationArgs,
 }
 
 impl Args {
@@ -101,6 +103,7 @@ impl Args {
         config.executor.engines = engines;
         config.executor.providers = providers;
         config.executor.hooks = self.hooks.hooks()?;
+        self.isolation.apply(&mut config.executor);
         Ok((config, self.drain_timeout))
     }
 }

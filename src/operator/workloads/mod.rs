@@ -23,7 +23,10 @@ pub use observe::{Fault, Phase, PodProblem, PodView, observe};
 pub use parts::{metadata, object_name};
 pub use pod::{NameSalt, NewPod, pod, pod_name, template_hash};
 
-use crate::crd::{AgentPoolSpec, agents::Agents, common::Span};
+use crate::{
+    api::image_name::fits,
+    crd::{AgentPoolSpec, agents::Agents, common::Span},
+};
 
 /// Image of the run container where neither pool nor workspace name one.
 pub const DEFAULT_RUN_IMAGE: &str = "docker.io/hashicorp/terraform:1.11.4";
@@ -117,11 +120,7 @@ fn job_image(spec: &AgentPoolSpec) -> &str {
 
 /// Whether the pool's administrator lets workspaces use `image`.
 fn allows_image(spec: &AgentPoolSpec, image: &str) -> bool {
-    let matches = |pattern: &str| match pattern.strip_suffix('*') {
-        Some(start) => image.starts_with(start),
-        None => image == pattern,
-    };
-    image == job_image(spec) || spec.runs.allowed_images.iter().any(|pattern| matches(&pattern.0))
+    image == job_image(spec) || spec.runs.allowed_images.iter().any(|pattern| fits(&pattern.0, image))
 }
 
 /// Time that the agents of a pool have to finish their jobs, in seconds.

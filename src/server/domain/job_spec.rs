@@ -2,9 +2,17 @@
 
 use sqlx::AnyConnection;
 
-use super::{model::Job, pools, run_settings, unit::Unit, variables};
+use super::{
+    model::{Job, Run},
+    pools, run_settings,
+    unit::Unit,
+    variables,
+};
 use crate::{
-    api::job::{Engine, JobSpec, Limits, RunSpec, Stage, WorkspaceSpec},
+    api::{
+        agent::artifact,
+        job::{Engine, JobSpec, Limits, Planned, RunSpec, Stage, WorkspaceSpec},
+    },
     server::{
         app::AppState,
         error::{Error, Result},
@@ -34,6 +42,10 @@ async fn gather(app: &AppState, connection: &mut AnyConnection, job: &Job) -> Re
         Stage::Apply => settings.apply_timeout_seconds.unwrap_or(app.policy.apply_timeout.as_secs()),
     };
     let image = run_settings::image(&settings, workspace.run_image.as_deref()).map(str::to_owned);
+    let planned = match job.kind {
+        Stage::Plan => Planned::default(),
+        Stage::Apply => planned(connection, &run).await?,
+    };
     let variables = variables::for_job(app, connection, &workspace).await?;
     let options = run.options;
     Ok(JobSpec {
@@ -63,10 +75,18 @@ async fn gather(app: &AppState, connection: &mut AnyConnection, job: &Job) -> Re
         },
         engine: Engine { kind: run.engine, version: Some(run.engine_version).filter(|version| !version.is_empty()) },
         image,
+        planned,
         run_as_root: settings.run_as_root,
         variables,
         env: settings.env,
         limits: Limits { memory_bytes: settings.memory_bytes, cpu_millis: settings.cpu_millis, pids: None },
         timeout_seconds,
     })
+}
+
+/// What the run's plan left.
+async fn planned(connection: &mut AnyConnection, run: &Run) -> Result<Planned> {
+    let plan = store::runs::stage_by_id(connection, run.plan_id.as_str()).await?;
+    let bundle = store::artifacts::get(connection, &run.id, artifact::PLAN).await?;
+    Ok(Planned { image_digest: plan.and_then(|plan| plan.image_digest), sha256: bundle.map(|bundle| bundle.sha256) })
 }

@@ -1,7 +1,8 @@
 //! What a pool's administrator may set for its runs. Pure.
 
+pub use crate::api::image_name::is_image;
 use crate::{
-    api::iacp::RunSettings,
+    api::{iacp::RunSettings, image_name::fits},
     server::error::{Error, Result},
 };
 
@@ -10,8 +11,6 @@ const MIN_MEMORY_BYTES: i64 = 6 << 20;
 const MIN_CPU_MILLIS: i64 = 10;
 /// A stage that takes longer than a week is forgotten, not slow.
 const MAX_TIMEOUT_SECONDS: u64 = 7 * 24 * 3600;
-/// Longest image reference; registries refuse longer names.
-const MAX_REFERENCE: usize = 512;
 
 /// Checks every member.
 ///
@@ -62,11 +61,7 @@ pub fn check(settings: &RunSettings) -> Result<()> {
 /// Whether a workspace may ask for `image`: it is the pool's own, or in its list.
 #[must_use]
 pub fn allows(settings: &RunSettings, image: &str) -> bool {
-    settings.image.as_deref() == Some(image)
-        || settings.allowed_images.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(start) => image.starts_with(start),
-            None => pattern == image,
-        })
+    settings.image.as_deref() == Some(image) || settings.allowed_images.iter().any(|pattern| fits(pattern, image))
 }
 
 /// The image that a job needs whose workspace asks for `wanted`; `None`: the agent's default one. What is not allowed
@@ -90,106 +85,9 @@ fn is_pattern(pattern: &str) -> bool {
     }
 }
 
-/// `[host[:port]/]path[:tag][@algorithm:digest]`, as the OCI distribution rules and Docker read it.
-#[must_use]
-pub fn is_image(reference: &str) -> bool {
-    if reference.len() > MAX_REFERENCE {
-        return false;
-    }
-    let (rest, digest) = match reference.split_once('@') {
-        Some((rest, digest)) => (rest, Some(digest)),
-        None => (reference, None),
-    };
-    if !digest.is_none_or(is_digest) {
-        return false;
-    }
-    // a colon after the last slash starts a tag; one before it, a port
-    let (name, tag) = match rest.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
-        _ => (rest, None),
-    };
-    if !tag.is_none_or(is_tag) {
-        return false;
-    }
-    let mut parts = name.split('/').peekable();
-    if name.contains('/') && parts.peek().is_some_and(|host| is_host(host)) {
-        parts.next();
-    }
-    parts.all(is_component)
-}
-
-fn is_digest(digest: &str) -> bool {
-    digest.split_once(':').is_some_and(|(algorithm, hash)| {
-        let length = match algorithm {
-            "sha256" => 64,
-            "sha512" => 128,
-            _ => return false,
-        };
-        hash.len() == length && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    })
-}
-
-fn is_tag(tag: &str) -> bool {
-    (1..=128).contains(&tag.len())
-        && !tag.starts_with(['.', '-'])
-        && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-}
-
-fn is_host(part: &str) -> bool {
-    let (host, port) = part.split_once(':').map_or((part, None), |(host, port)| (host, Some(port)));
-    let named = host == "localhost" || host.contains('.') || port.is_some();
-    named
-        && !host.is_empty()
-        && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b))
-        && port.is_none_or(|port| port.parse::<u16>().is_ok())
-}
-
-fn is_component(part: &str) -> bool {
-    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    part.starts_with(edge)
-        && part.ends_with(edge)
-        && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn image_references_are_told_from_other_text() {
-        let digest = format!("alpine@sha256:{}", "a".repeat(64));
-        let good = [
-            "alpine",
-            "alpine:3.20",
-            "library/alpine",
-            "docker.io/hashicorp/terraform:1.11.4",
-            "localhost:5000/x",
-            "registry.example.com:5000/team/tools_a:V1",
-            &digest,
-        ];
-        for image in good {
-            assert!(is_image(image), "{image}");
-        }
-        let bad = [
-            "",
-            " ",
-            "Alpine",
-            "alpine:",
-            "alpine:-x",
-            "a//b",
-            "/a",
-            "a/",
-            "host:port/x",
-            "a b",
-            "a@sha256:12",
-            "--privileged",
-            "a:b:c",
-            "x\n",
-        ];
-        for image in bad {
-            assert!(!is_image(image), "{image:?}");
-        }
-    }
 
     #[test]
     fn settings_are_refused_with_the_member_that_is_wrong() {

@@ -18,7 +18,7 @@ use terrapool::{
     },
     api::{
         agent::FinishRequest,
-        job::{Category, Engine, EngineKind, JobSpec, Limits, RunSpec, Stage, Variable, WorkspaceSpec},
+        job::{Category, Engine, EngineKind, JobSpec, Limits, Planned, RunSpec, Stage, Variable, WorkspaceSpec},
     },
     ids::{JobId, RunId, WorkspaceId},
 };
@@ -55,6 +55,7 @@ pub fn spec(stage: Stage) -> JobSpec {
         },
         engine: Engine { kind: EngineKind::Terraform, version: None },
         image: None,
+        planned: Planned::default(),
         run_as_root: false,
         variables: vec![],
         env: BTreeMap::new(),

@@ -13,6 +13,7 @@ pub mod faults;
 pub mod gate;
 pub mod host;
 pub mod jobs;
+pub mod metadata;
 pub mod operator;
 pub mod pod_security;
 pub mod pods;

@@ -12,8 +12,12 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use tokio::process::Command;
 
-use super::super::{Error, Result, runner::short_hash};
-use crate::{agent::engine::is_static, telemetry::Chain};
+use super::super::{Error, Pull, Result, runner::short_hash};
+use crate::{
+    agent::engine::is_static,
+    api::image_name::{ImageName, Pattern, is_id},
+    telemetry::Chain,
+};
 
 /// Repository of the images made here; the tag is a hash of the content.
 const REPOSITORY: &str = "terrapool/run";
@@ -37,66 +41,144 @@ pub(super) struct Image {
     pub digest: String,
 }
 
+/// The image that a job is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// As people know it.
+    pub shown: String,
+    /// What the engine is asked for: a name in full, or an id.
+    pub reference: String,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// May mean another image tomorrow.
+    Named,
+    /// Names its content.
+    Fixed,
+    /// Known to this engine, or to nobody.
+    Id,
+}
+
+/// Which image a job gets that names `name` and whose plan ran in `planned`; `None`: a minimal one. An apply runs in its
+/// plan's image, whatever the name means by now. Pure.
+///
+/// # Errors
+/// [`Error::Image`] when a name is none, [`Error::ImageNotAllowed`] when the agent may not use it.
+pub(super) fn wanted(name: Option<&str>, planned: Option<&str>, allowed: &[Pattern]) -> Result<Option<Wanted>> {
+    let parse = |text: &str| {
+        let detail = "it is not an image reference, as registry/name:tag".to_owned();
+        ImageName::parse(text).ok_or_else(|| Error::Image { image: text.to_owned(), detail })
+    };
+    let allow = |image: &ImageName| {
+        if allowed.is_empty() || allowed.iter().any(|pattern| pattern.allows(image)) {
+            return Ok(());
+        }
+        let allowed = allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        Err(Error::ImageNotAllowed { image: image.to_string(), allowed })
+    };
+    let name = name.map(|text| Ok::<_, Error>((text, parse(text)?))).transpose()?;
+    let planned_id = planned.filter(|planned| is_id(planned));
+    let planned_name = planned.filter(|planned| !is_id(planned)).map(parse).transpose()?;
+    let of = |shown: &str, reference: String, kind| Ok(Some(Wanted { shown: shown.to_owned(), reference, kind }));
+    match (name, planned_name, planned_id) {
+        (None, None, None) => Ok(None),
+        // What the agent makes itself needs nobody's leave, and another agent may make it anew.
+        (None, None, Some(_)) => Ok(None),
+        (Some((shown, image)), None, None) => {
+            allow(&image)?;
+            of(shown, image.to_string(), if image.is_fixed() { Kind::Fixed } else { Kind::Named })
+        }
+        (Some((shown, image)), None, Some(id)) => {
+            allow(&image)?;
+            of(shown, id.to_owned(), Kind::Id)
+        }
+        (name, Some(planned), _) => {
+            match &name {
+                // The tag was allowed, and the plan says what it meant.
+                Some((_, image)) if image.same_repository(&planned) => allow(image)?,
+                _ => allow(&planned)?,
+            }
+            let full = planned.to_string();
+            of(&full, full.clone(), if planned.is_fixed() { Kind::Fixed } else { Kind::Named })
+        }
+    }
+}
+
 /// The image of that name, if the engine has it.
-pub(super) async fn find(docker: &Docker, name: &str) -> Result<Option<Image>> {
-    match docker.inspect_image(name).await {
+pub(super) async fn find(docker: &Docker, reference: &str) -> Result<Option<Image>> {
+    match docker.inspect_image(reference).await {
         Ok(found) => {
-            let id = found.id.unwrap_or_else(|| name.to_owned());
-            let digest = found.repo_digests.and_then(|digests| digests.into_iter().next());
+            let id = found.id.unwrap_or_else(|| reference.to_owned());
+            let digest = digest_of(reference, &found.repo_digests.unwrap_or_default());
             Ok(Some(Image { digest: digest.unwrap_or_else(|| id.clone()), id }))
         }
         Err(Cause::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
         Err(Cause::DockerResponseServerError { status_code: 400, message }) => {
-            Err(Error::Image { image: name.to_owned(), detail: message })
+            Err(Error::Image { image: reference.to_owned(), detail: message })
         }
-        Err(error) => Err(super::failed(format!("look for the image {name}"))(error)),
+        Err(error) => Err(super::failed(format!("look for the image {reference}"))(error)),
     }
 }
 
-/// Has the image of that name: the engine's own, or a fresh one from its registry.
-pub(super) async fn obtain(docker: &Docker, name: &str, limit: Duration) -> Result<Image> {
-    if let Some(image) = find(docker, name).await? {
+/// An image that was pulled from several registries has a digest in each: the one of the name by which it was found.
+fn digest_of(reference: &str, digests: &[String]) -> Option<String> {
+    let image = ImageName::parse(reference);
+    let own = |digest: &&String| match (&image, ImageName::parse(digest)) {
+        (Some(image), Some(digest)) => image.same_repository(&digest),
+        _ => false,
+    };
+    digests.iter().find(own).or(digests.first()).cloned()
+}
+
+/// Has the image at hand: the engine's own, or a fresh one from its registry.
+pub(super) async fn obtain(docker: &Docker, wanted: &Wanted, pull: Pull, limit: Duration) -> Result<Image> {
+    let Wanted { shown, reference, kind } = wanted;
+    let fresh = *kind == Kind::Named && pull == Pull::Always;
+    let found = if fresh { None } else { find(docker, reference).await? };
+    if let Some(image) = found {
         return Ok(image);
     }
-    let failed = |detail: String| Error::Image { image: name.to_owned(), detail };
-    match tokio::time::timeout(limit, pull(docker, name)).await {
+    let failed = |detail: String| Error::Image { image: shown.clone(), detail };
+    if *kind == Kind::Id {
+        return Err(failed(format!(
+            "the plan ran in the image {reference}, which came from no registry and is not on this agent's host, and an \
+             apply runs in its plan's image: load it here with `docker load`, or start another run"
+        )));
+    }
+    match tokio::time::timeout(limit, fetch(docker, reference)).await {
         Ok(Ok(())) => {}
-        Ok(Err(cause)) if super::is_away(&cause) => return Err(super::failed(format!("pull the image {name}"))(cause)),
+        Ok(Err(cause)) if super::is_away(&cause) => return Err(super::failed(format!("pull the image {shown}"))(cause)),
         Ok(Err(cause)) => {
             let said = match &cause {
                 Cause::DockerResponseServerError { message, .. } => message.clone(),
                 Cause::DockerStreamError { error } => error.clone(),
                 other => Chain(other).to_string(),
             };
+            let why = if fresh { "it is to be pulled before every run" } else { "it is not on the agent's host" };
             return Err(failed(format!(
-                "it is not on the agent's host, and pulling it failed: {said}. Check its name and the registry, or \
-                 load it with `docker load`"
+                "{why}, and pulling it failed: {said}. Check its name and the registry, or load it with `docker load`"
             )));
         }
         Err(_) => return Err(failed(format!("pulling it took longer than {} s", limit.as_secs()))),
     }
-    find(docker, name).await?.ok_or_else(|| failed("it was pulled, and yet is not there".to_owned()))
+    find(docker, reference).await?.ok_or_else(|| failed("it was pulled, and yet is not there".to_owned()))
 }
 
-async fn pull(docker: &Docker, name: &str) -> Result<(), Cause> {
-    let options = CreateImageOptionsBuilder::new().from_image(&with_tag(name)).build();
+async fn fetch(docker: &Docker, reference: &str) -> Result<(), Cause> {
+    let options = CreateImageOptionsBuilder::new().from_image(reference).build();
     let mut progress = docker.create_image(Some(options), None, None);
     let mut told = Instant::now();
-    tracing::info!(image = name, "pulling the run image");
+    tracing::info!(image = reference, "pulling the run image");
     while let Some(step) = progress.next().await {
         let step = step?;
         if told.elapsed() >= PROGRESS {
             told = Instant::now();
-            tracing::info!(image = name, status = step.status.unwrap_or_default(), "pulling the run image");
+            tracing::info!(image = reference, status = step.status.unwrap_or_default(), "pulling the run image");
         }
     }
     Ok(())
-}
-
-/// Docker pulls every tag there is when none is named.
-fn with_tag(name: &str) -> String {
-    let last = name.rsplit('/').next().unwrap_or(name);
-    if last.contains([':', '@']) { name.to_owned() } else { format!("{name}:latest") }
 }
 
 /// An image made of this host's own files, for when there is no registry: users, certificates, and a shell when the
@@ -192,16 +274,59 @@ fn content(user: (u32, u32), busybox: Option<&Path>, applets: &BTreeSet<String>)
 mod tests {
     use super::*;
 
+    fn pattern(text: &str) -> Vec<Pattern> {
+        vec![text.parse().unwrap()]
+    }
+
+    fn sha(c: char) -> String {
+        format!("sha256:{}", String::from(c).repeat(64))
+    }
+
     #[test]
-    fn a_name_without_a_tag_means_latest() {
-        for (name, wanted) in [
-            ("busybox", "busybox:latest"),
-            ("busybox:1", "busybox:1"),
-            ("localhost:5000/busybox", "localhost:5000/busybox:latest"),
-            ("localhost:5000/busybox:1", "localhost:5000/busybox:1"),
-            ("busybox@sha256:00", "busybox@sha256:00"),
+    fn an_apply_gets_the_image_of_its_plan() {
+        let fixed = format!("docker.io/library/alpine@{}", sha('a'));
+        let short = format!("alpine@{}", sha('a'));
+        let id = sha('b');
+        let get = |name, planned, allowed: &[Pattern]| wanted(name, planned, allowed).unwrap();
+        let reference = |wanted: Option<Wanted>| wanted.unwrap().reference;
+        assert_eq!(get(None, None, &[]), None);
+        assert_eq!(reference(get(Some("alpine"), None, &[])), "docker.io/library/alpine:latest");
+        // The tag may have moved.
+        assert_eq!(reference(get(Some("alpine:3"), Some(&short), &[])), fixed);
+        // The workspace may have got another image.
+        assert_eq!(reference(get(Some("busybox"), Some(&short), &[])), fixed);
+        assert_eq!(reference(get(None, Some(&short), &[])), fixed);
+        // It came from no registry.
+        assert_eq!(reference(get(Some("own:1"), Some(&id), &[])), id);
+        // A minimal image is made where it is needed.
+        assert_eq!(get(None, Some(&id), &pattern("own")), None);
+        assert_eq!(reference(get(Some("alpine:3"), Some(&short), &pattern("alpine:3"))), fixed);
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_refused_as_a_plans_image_too() {
+        let (evil, id) = (format!("evil/x@{}", sha('a')), sha('b'));
+        for (name, planned) in [
+            (Some("evil/x"), None),
+            (Some("alpine:3.1"), None),
+            (Some("alpine:3"), Some(&evil)),
+            (None, Some(&evil)),
+            (Some("evil/x"), Some(&id)),
         ] {
-            assert_eq!(with_tag(name), wanted);
+            let refused = wanted(name, planned.map(String::as_str), &pattern("alpine:3"));
+            assert!(matches!(&refused, Err(Error::ImageNotAllowed { .. })), "{name:?} {planned:?}: {refused:?}");
         }
+        for name in ["", "Alpine", "a b", "--privileged", &id, "../x", "http://a/b"] {
+            assert!(matches!(wanted(Some(name), None, &[]), Err(Error::Image { .. })), "{name}");
+        }
+        assert!(matches!(wanted(None, Some("not a digest"), &[]), Err(Error::Image { .. })));
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_names_own_registry() {
+        let digests = [format!("a.b/x@{}", sha('1')), format!("alpine@{}", sha('2'))];
+        assert_eq!(digest_of("docker.io/library/alpine:3", &digests).as_ref(), Some(&digests[1]));
+        assert_eq!(digest_of(&sha('3'), &digests).as_ref(), Some(&digests[0]));
+        assert_eq!(digest_of("alpine", &[]), None);
     }
 }

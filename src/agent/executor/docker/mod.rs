@@ -1,9 +1,12 @@
 //! Stages in containers of the host's Docker engine. The agent alone talks to the engine; a container knows its job
 //! directory and nothing else.
 
+mod firewall;
 mod image;
 pub mod look;
+mod network;
 mod profile;
+mod reach;
 
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
@@ -17,8 +20,14 @@ use bollard::{
 };
 use tokio::{sync::OnceCell, time::Instant};
 
-use self::{image::Minimal, profile::Profile};
-use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Seen, Settings, Signal, runner, set_up};
+use self::{
+    image::{Image, Minimal},
+    profile::Profile,
+    reach::Reach,
+};
+use super::{
+    Error, Exit, Isolation, KILL_PATIENCE, POLL, Prepared, Pull, Result, Seen, Settings, Signal, Users, runner, set_up,
+};
 use crate::{
     agent::jobdir::{JobDir, Placement},
     api::{
@@ -52,17 +61,24 @@ pub struct Docker {
     runner: PathBuf,
     facts: Facts,
     minimal: OnceCell<Minimal>,
+    reach: Reach,
 }
 
 /// What matters of the engine's description of itself.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 struct Facts {
     cores: Option<i64>,
     selinux: bool,
     /// The engine maps users of containers to others of the host.
     maps_users: bool,
+    /// The host's user and group that users of containers are counted from, where the engine maps them.
+    base: Option<(u32, u32)>,
     /// The engine runs as this user: root in a container is this user outside.
     rootless: bool,
+    /// Names of its OCI runtimes.
+    runtimes: Vec<String>,
+    /// Its storage can limit a container's own layer.
+    quota: bool,
 }
 
 impl Facts {
@@ -70,7 +86,65 @@ impl Facts {
         let options = info.security_options.as_deref().unwrap_or_default();
         let has =
             |name: &str| options.iter().any(|option| option.split(',').any(|part| part == format!("name={name}")));
-        Self { cores: info.ncpu, selinux: has("selinux"), maps_users: has("userns"), rootless: has("rootless") }
+        let mut runtimes: Vec<String> = info.runtimes.iter().flat_map(HashMap::keys).cloned().collect();
+        runtimes.sort();
+        Self {
+            cores: info.ncpu,
+            selinux: has("selinux"),
+            maps_users: has("userns"),
+            base: info.docker_root_dir.as_deref().and_then(base),
+            rootless: has("rootless"),
+            runtimes,
+            quota: has_quota(info),
+        }
+    }
+
+    /// Whether the engine can do what is asked of it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] says what it cannot do, and the mend.
+    fn check(&self, isolation: &Isolation) -> Result<()> {
+        if let Some(runtime) = isolation.runtime.as_ref().filter(|runtime| !self.runtimes.contains(runtime)) {
+            let known = self.runtimes.join(", ");
+            return Err(Error::Refused(format!(
+                "the Docker engine has no OCI runtime `{runtime}` (--container-runtime): it has {known}. Install it and \
+                 name it in the engine's daemon.json under `runtimes`"
+            )));
+        }
+        if isolation.disk_bytes.is_some() && !self.quota {
+            return Err(Error::Refused(
+                "the Docker engine's storage cannot limit a container (--run-disk): that takes the driver overlay2 on xfs \
+                 with pquota, btrfs or zfs"
+                    .to_owned(),
+            ));
+        }
+        let mapped = isolation.users == Users::Engine && self.maps_users && !self.rootless;
+        if mapped && !(self.base.is_some() && rustix::process::geteuid().is_root()) {
+            return Err(Error::Refused(
+                "files cannot be given to the users that the Docker engine maps to (--userns=engine): the agent has to be \
+                 root, and the engine's data directory named after the users as userns-remap does"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// An engine that maps users keeps its data below `<uid>.<gid>`, so named after the first of each.
+fn base(data: &str) -> Option<(u32, u32)> {
+    let (uid, gid) = data.trim_end_matches('/').rsplit('/').next()?.split_once('.')?;
+    Some((uid.parse().ok()?, gid.parse().ok()?))
+}
+
+fn has_quota(info: &SystemInfo) -> bool {
+    let status = |name: &str| {
+        let mut rows = info.driver_status.iter().flatten();
+        rows.find(|row| row.first().is_some_and(|key| key == name)).and_then(|row| row.get(1)).map(String::as_str)
+    };
+    match info.driver.as_deref() {
+        Some("btrfs" | "zfs") => true,
+        Some("overlay2") => status("Backing Filesystem") == Some("xfs"),
+        _ => false,
     }
 }
 
@@ -108,7 +182,8 @@ async fn open(host: &str) -> Result<bollard::Docker, Cause> {
 }
 
 impl Docker {
-    pub(super) async fn connect(settings: Settings) -> Result<Self> {
+    /// Also says in one sentence in what this is less than was hoped for.
+    pub(super) async fn connect(settings: Settings) -> Result<(Self, Option<String>)> {
         let host = settings.docker_host.clone().unwrap_or_else(|| DEFAULT_HOST.to_owned());
         let silent = |source| Error::NoDocker { host: host.clone(), source: Box::new(source) };
         let engine = match tokio::time::timeout(ANSWER, open(&host)).await {
@@ -116,17 +191,34 @@ impl Docker {
             Err(_) => return Err(silent(Cause::RequestTimeoutError)),
         };
         let info = engine.info().await.map_err(silent)?;
+        let facts = Facts::of(&info);
+        facts.check(&settings.isolation)?;
+        let reach = Reach::new(settings.isolation.clone(), facts.rootless)?;
+        let open = reach.make(&engine).await?.open;
         let runner = runner::install(&settings.data)?;
-        Ok(Self { engine, settings, runner, facts: Facts::of(&info), minimal: OnceCell::new() })
+        Ok((Self { engine, settings, runner, facts, minimal: OnceCell::new(), reach }, open))
+    }
+
+    /// Pool or agent want root.
+    fn root(&self, spec: &JobSpec) -> bool {
+        spec.run_as_root || self.settings.run_as_root
+    }
+
+    /// The host's users are those of the container, although the engine maps users.
+    fn host_users(&self) -> bool {
+        self.facts.maps_users && !self.facts.rootless && self.settings.isolation.users == Users::Host
     }
 
     /// The user in the container, and whose the files must be on the host.
     fn user(&self, spec: &JobSpec) -> ((u32, u32), Option<(u32, u32)>) {
         let own = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        match (spec.run_as_root || self.facts.rootless, own.0 == 0) {
-            (true, true) => ((0, 0), Some((0, 0))),
+        let mapped = self.facts.maps_users && !self.facts.rootless && !self.host_users();
+        let base = self.facts.base.filter(|_| mapped).unwrap_or_default();
+        let outside = |(uid, gid): (u32, u32)| Some((base.0 + uid, base.1 + gid));
+        match (self.root(spec) || self.facts.rootless, own.0 == 0) {
+            (true, true) => ((0, 0), outside((0, 0))),
             (true, false) => ((0, 0), None),
-            (false, true) => (NOBODY, Some(NOBODY)),
+            (false, true) => (NOBODY, outside(NOBODY)),
             (false, false) => (own, None),
         }
     }
@@ -137,9 +229,12 @@ impl Docker {
 
     pub(super) async fn prepare(&self, spec: &JobSpec) -> Result<Prepared> {
         let lasting = Duration::from_secs(spec.timeout_seconds);
-        let (image, engine) = match spec.image.as_ref().or(self.settings.default_image.as_ref()) {
-            Some(name) => {
-                let image = image::obtain(&self.engine, name, self.settings.pull_timeout).await?;
+        let isolation = &self.settings.isolation;
+        let name = spec.image.as_deref().or(self.settings.default_image.as_deref());
+        let planned = spec.planned.image_digest.as_deref();
+        let (image, engine) = match image::wanted(name, planned, &isolation.allowed_images)? {
+            Some(wanted) => {
+                let image = self.obtain(&wanted, isolation.pull).await?;
                 // The image may have its own; the runner looks and says what is missing.
                 (image, self.settings.engines.try_obtain(&spec.engine, lasting).await)
             }
@@ -158,6 +253,10 @@ impl Docker {
             None => None,
         };
         Ok(Prepared { image: Some(image.id), image_digest: Some(image.digest), engine })
+    }
+
+    async fn obtain(&self, wanted: &image::Wanted, pull: Pull) -> Result<Image> {
+        image::obtain(&self.engine, wanted, pull, self.settings.pull_timeout).await
     }
 
     pub(super) async fn start(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
@@ -192,7 +291,12 @@ impl Docker {
             let seen = Seen { dir: profile::JOB_DIR, engine: engine.as_deref(), tmp: Some("/tmp"), cli_config };
             set_up(dir, spec, &self.settings, seen).await?;
         }
+        let way = self.reach.make(&self.engine).await?;
+        if let Some(open) = way.open {
+            tracing::warn!(job = %spec.job_id, "{open}");
+        }
         let (uid, gid) = self.user(spec).0;
+        let isolation = &self.settings.isolation;
         let body = Profile {
             spec,
             image: prepared.image.as_deref().unwrap_or_default(),
@@ -203,11 +307,15 @@ impl Docker {
             engine: prepared.engine.as_deref(),
             providers: providers.directory(),
             user: &format!("{uid}:{gid}"),
-            network: self.settings.network.as_deref(),
+            root: self.root(spec),
+            network: &way.network,
+            runtime: isolation.runtime.as_deref(),
+            tmp_bytes: isolation.tmp_bytes,
+            disk_bytes: isolation.disk_bytes,
             limits: &self.settings.limits,
             cores: self.facts.cores,
             selinux: self.facts.selinux,
-            host_users: self.facts.maps_users && !self.facts.rootless,
+            host_users: self.host_users(),
             grace_seconds: self.settings.grace.as_secs(),
         }
         .body()?;
@@ -234,6 +342,7 @@ impl Docker {
             }
             if looked.is_none_or(|at| at.elapsed() >= LOOK) {
                 looked = Some(Instant::now());
+                self.reach.renew().await;
                 let state = self.state(&name).await?;
                 if !state.as_ref().is_some_and(is_going_on) {
                     // Its last act is the result: looked for once more, now that there is nobody left to write it.
@@ -326,5 +435,48 @@ fn gone(state: Option<&ContainerState>) -> Exit {
     Exit::Gone {
         code: state.and_then(|state| state.exit_code),
         out_of_memory: state.is_some_and(|state| state.oom_killed == Some(true)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(change: impl FnOnce(&mut SystemInfo)) -> Facts {
+        let mut info = SystemInfo {
+            runtimes: Some(["runc", "runsc"].map(|name| (name.to_owned(), Default::default())).into()),
+            driver: Some("overlay2".to_owned()),
+            driver_status: Some(vec![vec!["Backing Filesystem".to_owned(), "extfs".to_owned()]]),
+            docker_root_dir: Some("/var/lib/docker".to_owned()),
+            ..SystemInfo::default()
+        };
+        change(&mut info);
+        Facts::of(&info)
+    }
+
+    #[test]
+    fn what_the_engine_cannot_do_is_refused_at_the_start() {
+        let facts_now = facts(|_| {});
+        facts_now.check(&Isolation::default()).unwrap();
+        facts_now.check(&Isolation { runtime: Some("runsc".to_owned()), ..Isolation::default() }).unwrap();
+        let error =
+            facts_now.check(&Isolation { runtime: Some("kata".to_owned()), ..Isolation::default() }).unwrap_err();
+        assert!(error.to_string().contains("`kata`") && error.to_string().contains("runc, runsc"), "{error}");
+        let disk = Isolation { disk_bytes: Some(1), ..Isolation::default() };
+        assert!(facts_now.check(&disk).unwrap_err().to_string().contains("--run-disk"));
+        let xfs = facts(|info| info.driver_status = Some(vec![vec!["Backing Filesystem".into(), "xfs".into()]]));
+        xfs.check(&disk).unwrap();
+        let maps = facts(|info| info.security_options = Some(vec!["name=userns".to_owned()]));
+        let engine = Isolation { users: Users::Engine, ..Isolation::default() };
+        // Its data directory does not say whom it maps to.
+        assert!(maps.check(&engine).unwrap_err().to_string().contains("--userns=engine"));
+    }
+
+    #[test]
+    fn an_engines_data_directory_tells_whom_it_maps_to() {
+        assert_eq!(base("/var/lib/docker/231072.231073"), Some((231_072, 231_073)));
+        for data in ["/var/lib/docker", "/var/lib/docker.d/x", "/var/lib/docker/a.b", "", "/"] {
+            assert_eq!(base(data), None, "{data}");
+        }
     }
 }

@@ -10,7 +10,10 @@ use std::{
 
 use bollard::models::{ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig};
 
-use super::super::{Error, Result};
+use super::{
+    super::{Error, Result},
+    network::check_name,
+};
 use crate::{
     agent::hooks::FOLDER,
     api::job::{JobSpec, Limits},
@@ -20,6 +23,8 @@ use crate::{
 pub(super) const JOB: &str = "terrapool.dev/job";
 pub(super) const EPOCH: &str = "terrapool.dev/epoch";
 pub(super) const AGENT: &str = "terrapool.dev/agent";
+/// Label of run containers whose processes are root: `true`.
+pub(super) const ROOT: &str = "terrapool.dev/run-as-root";
 
 /// Where the container finds what it is given.
 pub(super) const JOB_DIR: &str = "/terrapool/job";
@@ -50,7 +55,16 @@ pub(super) struct Profile<'a> {
     pub providers: Option<&'a Path>,
     /// `uid:gid`
     pub user: &'a str,
-    pub network: Option<&'a str>,
+    /// Pool or agent want root.
+    pub root: bool,
+    /// Id or name of the network.
+    pub network: &'a str,
+    /// OCI runtime; absent: the engine's default one.
+    pub runtime: Option<&'a str>,
+    /// Room in `/tmp`, in bytes.
+    pub tmp_bytes: u64,
+    /// Room of the container's own layer, in bytes; absent: that of the host.
+    pub disk_bytes: Option<u64>,
     /// The agent's limits, for what the job leaves open.
     pub limits: &'a Limits,
     /// Cores of the host: Docker refuses a limit above them.
@@ -77,7 +91,12 @@ impl Profile<'_> {
     /// [`Error::Refused`] when a mount or the network would open the host to the run.
     pub(super) fn body(&self) -> Result<ContainerCreateBody> {
         let Self { spec, image, instance, user, .. } = *self;
-        let labels = [(JOB, spec.job_id.to_string()), (EPOCH, spec.epoch.to_string()), (AGENT, instance.to_owned())];
+        let labels = [
+            (JOB, spec.job_id.to_string()),
+            (EPOCH, spec.epoch.to_string()),
+            (AGENT, instance.to_owned()),
+            (ROOT, self.root.to_string()),
+        ];
         Ok(ContainerCreateBody {
             image: Some(image.to_owned()),
             user: Some(user.to_owned()),
@@ -97,7 +116,9 @@ impl Profile<'_> {
         let memory = limit(|limits| limits.memory_bytes).unwrap_or(MEMORY);
         let cores = limit(|limits| limits.cpu_millis).unwrap_or(CPU_MILLIS);
         let cores = self.cores.map_or(cores, |host| cores.min(host * 1000));
-        let root = self.spec.run_as_root;
+        let root = self.root;
+        // Providers are started from it.
+        let tmp = format!("rw,nosuid,nodev,exec,size={},mode=1777", self.tmp_bytes);
         let capabilities = || ROOT_CAPABILITIES.map(str::to_owned).to_vec();
         Ok(HostConfig {
             binds: Some(self.binds()?),
@@ -107,13 +128,15 @@ impl Profile<'_> {
             privileged: Some(false),
             // Packages can only be installed where there is something to write to.
             readonly_rootfs: Some(!root),
-            tmpfs: Some(HashMap::from([("/tmp".to_owned(), "rw,nosuid,nodev,exec,size=512m,mode=1777".to_owned())])),
+            tmpfs: Some(HashMap::from([("/tmp".to_owned(), tmp)])),
             memory: Some(memory),
             memory_swap: Some(memory),
             nano_cpus: Some(cores * 1_000_000),
             pids_limit: Some(limit(|limits| limits.pids).unwrap_or(PIDS)),
             ipc_mode: Some("private".to_owned()),
-            network_mode: self.network()?,
+            network_mode: Some(self.network()?),
+            runtime: self.runtime.map(str::to_owned),
+            storage_opt: self.disk_bytes.map(|bytes| HashMap::from([("size".to_owned(), bytes.to_string())])),
             userns_mode: self.host_users.then(|| "host".to_owned()),
             log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
             auto_remove: Some(false),
@@ -122,13 +145,9 @@ impl Profile<'_> {
         })
     }
 
-    fn network(&self) -> Result<Option<String>> {
-        match self.network {
-            Some(name) if name == "host" || name.starts_with("container:") => {
-                Err(Error::Refused(format!("run containers cannot use the network `{name}`: it is not their own")))
-            }
-            name => Ok(name.map(str::to_owned)),
-        }
+    fn network(&self) -> Result<String> {
+        check_name(self.network)?;
+        Ok(self.network.to_owned())
     }
 
     fn binds(&self) -> Result<Vec<String>> {
@@ -181,6 +200,7 @@ fn bind(from: &Path, to: &str, options: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::job::{Category, RunVariable, Variable};
 
     #[test]
     fn paths_that_would_open_the_host_are_refused() {
@@ -221,6 +241,123 @@ mod tests {
             "",
         ] {
             assert!(matches!(bind(Path::new(path), "/x", "ro"), Err(Error::Refused(_))), "{path}");
+        }
+    }
+
+    fn profile<'a>(spec: &'a JobSpec, limits: &'a Limits) -> Profile<'a> {
+        Profile {
+            spec,
+            image: "sha256:00",
+            instance: "i",
+            job_dir: Path::new("/data/jobs/job-1"),
+            hooks: None,
+            runner: Path::new("/data/bin/runner"),
+            engine: Some(Path::new("/usr/bin/terraform")),
+            providers: None,
+            user: "65532:65532",
+            root: false,
+            network: "terrapool",
+            runtime: None,
+            tmp_bytes: 1 << 20,
+            disk_bytes: None,
+            limits,
+            cores: Some(8),
+            selinux: false,
+            host_users: false,
+            grace_seconds: 1,
+        }
+    }
+
+    fn spec() -> JobSpec {
+        let text = r#"{"job_id": "job-1", "epoch": 1, "stage": "plan", "run": {"id": "run-1", "message": "", "source": "",
+            "is_destroy": false, "refresh": true, "refresh_only": false, "plan_only": false, "target_addrs": [],
+            "replace_addrs": [], "allow_config_generation": false, "variables": []}, "workspace": {"id": "ws-1",
+            "name": "", "environment": "", "environment_id": "", "working_directory": ""},
+            "engine": {"kind": "terraform", "version": null}, "image": null, "run_as_root": false, "variables": [],
+            "env": {}, "limits": {"memory_bytes": null, "cpu_millis": null, "pids": null}, "timeout_seconds": 60}"#;
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn container_settings_come_from_pool_and_agent_only() {
+        let (plain, limits) = (spec(), Limits::default());
+        let mut hostile = plain.clone();
+        let wishes = [
+            "TERRAPOOL_AGENT_NETWORK",
+            "TERRAPOOL_AGENT_USER",
+            "TERRAPOOL_AGENT_CONTAINER_RUNTIME",
+            "TERRAPOOL_AGENT_RUN_MEMORY",
+            "TERRAPOOL_AGENT_ALLOWED_IMAGES",
+            "TERRAPOOL_AGENT_BLOCK_METADATA",
+            "DOCKER_HOST",
+            "DOCKER_OPTS",
+            "LD_PRELOAD",
+            "PATH",
+            "HOME",
+            "--privileged",
+            "--volume=/:/host",
+            "--network=host",
+        ];
+        for category in [Category::Env, Category::Terraform] {
+            for key in wishes {
+                let (key, value) = (key.to_owned(), "host --privileged -v /:/host\n".to_owned());
+                hostile.variables.push(Variable { key, value, category, hcl: true, sensitive: false });
+            }
+        }
+        let trick = "--privileged --network=host; $(id) `id` ../../etc\n";
+        for field in [
+            &mut hostile.workspace.name,
+            &mut hostile.workspace.environment,
+            &mut hostile.workspace.environment_id,
+            &mut hostile.workspace.working_directory,
+            &mut hostile.run.message,
+            &mut hostile.run.source,
+        ] {
+            trick.clone_into(field);
+        }
+        hostile.run.target_addrs = vec![trick.to_owned()];
+        hostile.run.replace_addrs = vec![trick.to_owned()];
+        hostile.run.variables = vec![RunVariable { key: trick.to_owned(), value: trick.to_owned() }];
+        hostile.engine.version = Some(trick.to_owned());
+        let body = |spec: &JobSpec| profile(spec, &limits).body().unwrap();
+        assert_eq!(body(&hostile), body(&plain));
+        // That it would be seen.
+        hostile.limits.pids = Some(7);
+        assert_ne!(body(&hostile), body(&plain));
+    }
+
+    #[test]
+    fn limits_are_the_jobs_or_else_the_agents_and_never_more_cores_than_there_are() {
+        let (mut spec, mut limits) = (spec(), Limits::default());
+        let host = |spec: &JobSpec, limits: &Limits| {
+            let host = profile(spec, limits).body().unwrap().host_config.unwrap();
+            (host.memory, host.memory_swap, host.nano_cpus, host.pids_limit)
+        };
+        assert_eq!(host(&spec, &limits), (Some(2 << 30), Some(2 << 30), Some(2_000_000_000), Some(1024)));
+        limits = Limits { memory_bytes: Some(4 << 30), cpu_millis: Some(500), pids: Some(50) };
+        assert_eq!(host(&spec, &limits), (Some(4 << 30), Some(4 << 30), Some(500_000_000), Some(50)));
+        spec.limits = Limits { memory_bytes: Some(1 << 30), cpu_millis: Some(64_000), pids: None };
+        assert_eq!(host(&spec, &limits), (Some(1 << 30), Some(1 << 30), Some(8_000_000_000), Some(50)));
+    }
+
+    #[test]
+    fn root_is_no_more_than_root_and_says_so() {
+        let (spec, limits) = (spec(), Limits::default());
+        let body = Profile { root: true, user: "0:0", ..profile(&spec, &limits) }.body().unwrap();
+        assert_eq!(body.labels.unwrap()[ROOT], "true");
+        let host = body.host_config.unwrap();
+        assert_eq!(host.cap_drop.unwrap(), ["ALL"]);
+        assert_eq!(host.cap_add.unwrap(), ROOT_CAPABILITIES);
+        assert_eq!((host.privileged, host.readonly_rootfs), (Some(false), Some(false)));
+        assert_eq!(host.security_opt.unwrap(), ["no-new-privileges"]);
+    }
+
+    #[test]
+    fn a_network_that_is_not_the_runs_own_makes_no_container() {
+        let (spec, limits) = (spec(), Limits::default());
+        for network in ["host", "container:other", "", "-x"] {
+            let body = Profile { network, ..profile(&spec, &limits) }.body();
+            assert!(matches!(body, Err(Error::Refused(_))), "{network:?}");
         }
     }
 
