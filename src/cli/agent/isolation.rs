@@ -7,7 +7,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Run containers (docker executor)")]
-pub(in crate::cli) struct Args {
+pub(in crate::cli) struct IsolationArgs {
     /// Docker network of the run containers; it is made when there is none of that name, and then keeps them from each
     /// other. `none`: no network at all.
     #[arg(long, env = "TERRAPOOL_AGENT_NETWORK", default_value = NETWORK, value_name = "NAME")]
@@ -56,7 +56,7 @@ pub(in crate::cli) struct Args {
     run_disk: Option<u64>,
 }
 
-impl Args {
+impl IsolationArgs {
     /// Sets the executor up as the options say.
     pub(super) fn apply(self, settings: &mut Settings) {
         // In full: a new option must be thought about here.
@@ -127,7 +127,7 @@ mod tests {
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
-        args: Args,
+        args: IsolationArgs,
     }
 
     fn settings(arguments: &[&str]) -> Result<Settings, clap::Error> {

@@ -66,7 +66,7 @@ pub(in crate::cli) struct Args {
     #[arg(long, env = "TERRAPOOL_AGENT_USER", default_value = "nonroot", value_parser = ["nonroot", "root"])]
     pub(super) user: String,
     #[command(flatten)]
-    isolation: super::isolation::Args,
+    isolation: super::isolation::IsolationArgs,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
