@@ -16,7 +16,8 @@ use crate::{api::job::JobSpec, ids::JobId, telemetry::Chain};
 const MARGIN: Duration = Duration::from_secs(10);
 
 /// Interrupts the stages that run for the agent of this data directory, waits for them as long as their grace time
-/// lasts, and removes their containers and processes; says whose they were. Job directories stay, with states in them.
+/// lasts, and removes their containers and processes; says whose they were. The network of run containers and its rules go
+/// too, unless another agent's runs use them. Job directories stay, with states in them.
 ///
 /// # Errors
 /// When an agent runs with that directory, or the executor does not answer.
@@ -40,6 +41,7 @@ pub async fn sweep(config: &AgentConfig) -> Result<Vec<JobId>, Error> {
     let ended = join_all(jobs.iter().map(|(spec, dir)| end(&executor, spec, dir, limit))).await;
     let mut swept: Vec<JobId> = ended.into_iter().flatten().collect();
     swept.extend(executor.sweep(&[]).await?);
+    executor.clear().await?;
     swept.sort();
     swept.dedup();
     Ok(swept)

@@ -94,6 +94,33 @@ async fn a_run_cannot_reach_the_metadata_service_nor_the_host() {
     assert!(text.contains("metadata is open") && text.contains("host is shut"), "{text}");
 
     the_same_through_an_agent(&cloud).await;
+    network_and_rules_go_with_the_last_who_uses_them(&cloud, &blocked).await;
+}
+
+async fn network_and_rules_go_with_the_last_who_uses_them(cloud: &Cloud, host: &Host) {
+    let ours = || rules(&["-S"]).into_iter().filter(|rule| rule.contains(&cloud.bridge())).count();
+    let networks = || docker(&["network", "ls", "--quiet", "--filter", &format!("name=^{}$", cloud.network)]);
+    let waits = format!("terrapool-test-{}", cloud.network);
+    let image = busybox_image();
+    docker(&[
+        "run",
+        "--detach",
+        "--name",
+        &waits,
+        "--network",
+        &cloud.network,
+        &image.name,
+        "/bin/sh",
+        "-c",
+        "sleep 600",
+    ]);
+    host.executor.clear().await.unwrap();
+    let (rules, network) = (ours(), networks());
+    docker(&["rm", "--force", &waits]);
+    assert!(rules > 0 && !network.is_empty(), "they were taken from somebody who uses them");
+    host.executor.clear().await.unwrap();
+    assert_eq!((ours(), networks()), (0, String::new()));
+    host.executor.clear().await.unwrap();
 }
 
 /// A whole run, planned and applied by an agent as it is by default.

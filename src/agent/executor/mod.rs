@@ -477,6 +477,18 @@ impl Executor {
         }
     }
 
+    /// Takes away what this host has for run containers in common: the network that was made for them, and its rules.
+    /// Those that other agents' containers use stay.
+    ///
+    /// # Errors
+    /// When Docker does not answer.
+    pub async fn clear(&self) -> Result<()> {
+        match self {
+            Self::Docker(docker) => docker.clear().await,
+            Self::Sidecar(_) | Self::Process(_) => Ok(()),
+        }
+    }
+
     /// Removes this agent's containers and processes of all jobs but those in `keep`; says whose they were.
     ///
     /// # Errors

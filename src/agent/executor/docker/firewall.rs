@@ -32,6 +32,13 @@ const METADATA: [&str; 3] = ["169.254.0.0/16", "168.63.129.16/32", "100.100.100.
 /// AWS, GCP, and whatever else is on the link.
 const METADATA_6: [&str; 3] = ["fd00:ec2::254/128", "fd20:ce::254/128", "fe80::/10"];
 
+/// Docker leaves this chain alone and asks it first.
+const DOCKERS: &str = "DOCKER-USER";
+
+/// Where packets that are passed on can be led to our chain, best first: without Docker's own rules there is no chain of
+/// its.
+const PASSED_ON: [&str; 2] = [DOCKERS, "FORWARD"];
+
 /// What is to be blocked, and for whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Block {
@@ -81,8 +88,9 @@ impl Block {
         format!("TERRAPOOL-H-{}", self.bridge)
     }
 
-    /// For `iptables-restore --noflush`: both chains, emptied and filled in one step.
-    fn script(&self, family: Family) -> String {
+    /// For `iptables-restore --noflush`: both chains, emptied and filled in one step. `jumps` names the chains from which
+    /// both must be led to already; else the step fails as a whole and changes nothing.
+    fn script(&self, family: Family, jumps: Option<[&str; 2]>) -> String {
         let (forward, host) = (self.forward_chain(), self.host_chain());
         let mut lines = vec!["*filter".to_owned(), format!(":{forward} - [0:0]"), format!(":{host} - [0:0]")];
         let metadata: Vec<String> = match self.metadata {
@@ -100,6 +108,9 @@ impl Block {
         dns.iter().chain(&metadata).for_each(|rule| add(&host, rule));
         if self.host {
             add(&host, &format!("-j {}", family.reject()));
+        }
+        for (parent, chain) in jumps.into_iter().flatten().zip([&forward, &host]) {
+            lines.push(format!("-C {parent} -i {} -j {chain}", self.bridge));
         }
         lines.push("COMMIT\n".to_owned());
         lines.join("\n")
@@ -133,10 +144,14 @@ pub(super) async fn make(block: &Block) -> Result<(), String> {
 async fn make_family(block: &Block, family: Family) -> Result<(), String> {
     let program = find(family.program())?;
     let restore = find(&format!("{}-restore", family.program()))?;
-    run(&restore, &["-w", LOCK_WAIT, "--noflush"], &block.script(family)).await?;
+    let restore = async |script: String| run(&restore, &["-w", LOCK_WAIT, "--noflush"], &script).await;
+    // Every container's start waits for this, and mostly all is there: then it is one program instead of four.
+    if restore(block.script(family, Some([DOCKERS, "INPUT"]))).await.is_ok() {
+        return Ok(());
+    }
+    restore(block.script(family, None)).await?;
     let (forward, host) = (block.forward_chain(), block.host_chain());
-    // Docker leaves DOCKER-USER alone and asks it first; without Docker's own rules there is no such chain.
-    for (parents, chain) in [(["DOCKER-USER", "FORWARD"].as_slice(), &forward), (&["INPUT"], &host)] {
+    for (parents, chain) in [(PASSED_ON.as_slice(), &forward), (&["INPUT"], &host)] {
         jump(block, &program, parents, chain).await?;
     }
     Ok(())
@@ -157,12 +172,20 @@ async fn jump(block: &Block, program: &Path, parents: &[&str], chain: &str) -> R
     Err(last)
 }
 
-/// Where nothing is to be blocked any more, the rules of an earlier agent lose their content.
+/// Takes the rules of an earlier agent away, as far as there are any.
 pub(super) async fn clear(block: &Block) {
-    let Ok(program) = find(Family::V4.program()) else { return };
-    for chain in [block.forward_chain(), block.host_chain()] {
-        // An error means that there is no such chain.
-        drop(run(&program, &["-w", LOCK_WAIT, "-F", &chain], "").await);
+    let families = [Some(Family::V4), block.ipv6.then_some(Family::V6)];
+    for program in families.into_iter().flatten().filter_map(|family| find(family.program()).ok()) {
+        // An error means that there is no such rule or chain.
+        let quietly = async |arguments: &[&str]| drop(run(&program, arguments, "").await);
+        for (parents, chain) in [(PASSED_ON.as_slice(), block.forward_chain()), (&["INPUT"], block.host_chain())] {
+            for parent in parents {
+                quietly(&block.jump(&["-D", parent], &chain)).await;
+            }
+            for command in ["-F", "-X"] {
+                quietly(&["-w", LOCK_WAIT, command, &chain]).await;
+            }
+        }
     }
 }
 
@@ -226,19 +249,26 @@ mod tests {
 -A TERRAPOOL-H-br-terrapool -j REJECT --reject-with icmp-admin-prohibited
 COMMIT
 ";
-        assert_eq!(block(true, true).script(Family::V4), wanted);
+        assert_eq!(block(true, true).script(Family::V4, None), wanted);
+        let checks = "-C DOCKER-USER -i br-terrapool -j TERRAPOOL-br-terrapool
+-C INPUT -i br-terrapool -j TERRAPOOL-H-br-terrapool
+COMMIT
+";
+        let checked = block(true, true).script(Family::V4, Some([DOCKERS, "INPUT"]));
+        assert_eq!(checked, wanted.replace("COMMIT\n", checks));
     }
 
     #[test]
     fn each_block_can_be_had_without_the_other() {
-        let (metadata, host) = (block(true, false).script(Family::V4), block(false, true).script(Family::V4));
+        let (metadata, host) =
+            (block(true, false).script(Family::V4, None), block(false, true).script(Family::V4, None));
         assert!(metadata.contains("169.254.0.0/16") && !metadata.contains("-br-terrapool -j REJECT"), "{metadata}");
         assert!(!host.contains("169.254.0.0/16") && host.contains("-H-br-terrapool -j REJECT"), "{host}");
     }
 
     #[test]
     fn ipv6_keeps_its_neighbours_and_loses_the_metadata() {
-        let script = block(true, true).script(Family::V6);
+        let script = block(true, true).script(Family::V6, None);
         for rule in ["-p ipv6-icmp -j RETURN", "-d fd00:ec2::254/128 -j REJECT", "-d fe80::/10 -j REJECT"] {
             assert!(script.contains(rule), "{script}");
         }

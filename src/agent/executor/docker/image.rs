@@ -149,7 +149,9 @@ pub(super) async fn obtain(docker: &Docker, wanted: &Wanted, pull: Pull, limit: 
     }
     match tokio::time::timeout(limit, fetch(docker, reference)).await {
         Ok(Ok(())) => {}
-        Ok(Err(cause)) if super::is_away(&cause) => return Err(super::failed(format!("pull the image {shown}"))(cause)),
+        Ok(Err(cause)) if super::is_away(&cause) => {
+            return Err(super::failed(format!("pull the image {shown}"))(cause));
+        }
         Ok(Err(cause)) => {
             let said = match &cause {
                 Cause::DockerResponseServerError { message, .. } => message.clone(),

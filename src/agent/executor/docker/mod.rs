@@ -406,6 +406,14 @@ impl Docker {
         }
     }
 
+    /// Takes away what the run containers had in common, unless others use it.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub(super) async fn clear(&self) -> Result<()> {
+        self.reach.clear(&self.engine).await
+    }
+
     pub(super) async fn sweep(&self, keep: &[JobRef]) -> Result<Vec<JobId>> {
         let ours = HashMap::from([("label", vec![format!("{}={}", profile::AGENT, self.settings.instance)])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&ours).build();

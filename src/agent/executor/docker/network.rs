@@ -32,6 +32,8 @@ pub(super) struct Network {
     pub bridge: Option<String>,
     pub driver: String,
     pub ipv6: bool,
+    /// Made here, not by somebody else.
+    pub ours: bool,
 }
 
 /// Whether a run container may be given the network of that name.
@@ -79,10 +81,15 @@ fn read(found: NetworkInspect) -> Option<Network> {
     let mut options = found.options.unwrap_or_default();
     let named = options.remove("com.docker.network.bridge.name").filter(|name| !name.is_empty());
     let bridge = (driver == "bridge").then(|| named.unwrap_or_else(|| format!("br-{}", id.get(..12).unwrap_or(&id))));
-    Some(Network { id, bridge, driver, ipv6: found.enable_ipv6 == Some(true) })
+    let ours = found.labels.is_some_and(|labels| labels.contains_key(LABEL));
+    Some(Network { id, bridge, driver, ipv6: found.enable_ipv6 == Some(true), ours })
 }
 
-async fn find(docker: &Docker, name: &str) -> Result<Option<Network>> {
+/// The network of that name, if there is one.
+///
+/// # Errors
+/// When the engine does not answer.
+pub(super) async fn find(docker: &Docker, name: &str) -> Result<Option<Network>> {
     match docker.inspect_network(name, None).await {
         Ok(found) => Ok(read(found)),
         Err(error) if is_status(&error, 404) => Ok(None),
@@ -118,6 +125,20 @@ pub(super) async fn obtain(docker: &Docker, name: &str) -> Result<Network> {
     match made {
         Err(error) => Err(failed(doing)(error)),
         Ok(_) => Err(Error::Gone(format!("the network {name} was made, and yet is not there"))),
+    }
+}
+
+/// Takes a network away that was made here; says whether it is gone. One that other agents' containers use stays.
+///
+/// # Errors
+/// When the engine does not answer.
+pub(super) async fn remove(docker: &Docker, network: &Network) -> Result<bool> {
+    match docker.remove_network(&network.id).await {
+        Ok(()) => Ok(true),
+        Err(error) if is_status(&error, 404) => Ok(true),
+        // It has containers; old engines say 403, newer ones 409.
+        Err(error) if is_status(&error, 403) || is_status(&error, 409) => Ok(false),
+        Err(error) => Err(failed("remove the network of the run containers")(error)),
     }
 }
 

@@ -46,7 +46,7 @@ impl Reach {
         Ok(Self { isolation, rootless, made: Mutex::new(None) })
     }
 
-    /// Has network and rules.
+    /// Has network and rules. Others flush and prune as they like, so whether they are there is asked every time.
     ///
     /// # Errors
     /// When there is no network, or what must be blocked cannot be.
@@ -76,10 +76,30 @@ impl Reach {
         }
     }
 
-    async fn block(&self, network: &Network) -> Result<(), String> {
+    /// Takes away what was made: the network, unless it is somebody else's or in use, and with it its rules.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub(super) async fn clear(&self, docker: &bollard::Docker) -> Result<()> {
+        let Some(network) = network::find(docker, &self.isolation.network).await? else { return Ok(()) };
+        if network.ours && !network::remove(docker, &network).await? {
+            return Ok(());
+        }
+        if let Some(block) = self.rules(&network) {
+            firewall::clear(&block).await;
+        }
+        Ok(())
+    }
+
+    /// What is to be blocked on this network; absent: it is no bridge.
+    fn rules(&self, network: &Network) -> Option<Block> {
         let Isolation { block_metadata: metadata, block_host: host, .. } = self.isolation;
-        let block = network.bridge.clone().map(|bridge| Block { bridge, ipv6: network.ipv6, metadata, host });
-        if !metadata && !host {
+        network.bridge.clone().map(|bridge| Block { bridge, ipv6: network.ipv6, metadata, host })
+    }
+
+    async fn block(&self, network: &Network) -> Result<(), String> {
+        let block = self.rules(network);
+        if !self.isolation.block_metadata && !self.isolation.block_host {
             if let Some(block) = block {
                 firewall::clear(&block).await;
             }

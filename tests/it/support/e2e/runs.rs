@@ -68,6 +68,18 @@ impl World {
         .await
     }
 
+    /// Waits until one of these runs has this status.
+    pub async fn one_becomes(&self, runs: &[Run], status: &str) {
+        self.until(&format!("one of {} runs is {status}", runs.len()), async || {
+            let mut found = Vec::new();
+            for run in runs {
+                found.push(self.run(run).await["attributes"]["status"].clone());
+            }
+            if found.iter().any(|now| now == status) { Ok(()) } else { Err(found) }
+        })
+        .await;
+    }
+
     /// Waits until the log of the run's apply has these words.
     pub async fn apply_says(&self, run: &Run, words: &str) {
         self.until(&format!("the apply of {} says `{words}`", run.id), async || {
