@@ -57,8 +57,9 @@ async fn host(choice: Choice, providers: Providers) -> Host {
     Host::with(choice, |settings| {
         settings.engines = Engines::new(None, path.into_iter().chain(["/usr/bin".into(), "/bin".into()]).collect());
         settings.providers = providers;
-        // The mirror that is reached over the network is on this host.
-        settings.isolation.block_host = false;
+        // The mirror that is reached over the network is on this host. Rules would hold for other tests' runs too.
+        settings.isolation.network = "bridge".to_owned();
+        (settings.isolation.block_metadata, settings.isolation.block_host) = (false, false);
     })
     .await
 }

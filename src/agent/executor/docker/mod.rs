@@ -172,6 +172,11 @@ fn is_status(error: &Cause, status: u16) -> bool {
     matches!(error, Cause::DockerResponseServerError { status_code, .. } if *status_code == status)
 }
 
+/// The engine does not have the network any more that a container is to have.
+fn is_network_gone(error: &Cause) -> bool {
+    matches!(error, Cause::DockerResponseServerError { status_code: 404, message } if message.contains("network"))
+}
+
 /// The engine at this address, with a version that it speaks: old ones refuse calls of a newer version than their own.
 async fn open(host: &str) -> Result<bollard::Docker, Cause> {
     let made = match host.strip_prefix("unix://") {
@@ -260,6 +265,16 @@ impl Docker {
     }
 
     pub(super) async fn start(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
+        match self.start_once(dir, spec, prepared).await {
+            // Somebody prunes networks, or sweeps another agent, between two calls of ours: it is made anew.
+            Err(Error::Docker { source, .. }) if source.downcast_ref().is_some_and(is_network_gone) => {
+                self.start_once(dir, spec, prepared).await
+            }
+            done => done,
+        }
+    }
+
+    async fn start_once(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
         let name = profile::name(spec);
         match self.state(&name).await? {
             Some(state) if state.status == Some(ContainerStateStatusEnum::CREATED) => {}
