@@ -11,17 +11,21 @@ mod support;
 
 use std::{pin::Pin, time::Instant};
 
-use measures::{age, claim, first_line, ingest, redact, wall};
+use measures::{age, claim, first_line, host, ingest, redact, start, wall};
 
 type Measure = fn(&str) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + '_>>;
 
-const MEASURES: [(&str, Measure); 7] = [
+const MEASURES: [(&str, Measure); 11] = [
     ("claim", |version| Box::pin(claim::measure(version))),
     ("first-line", |version| Box::pin(first_line::measure(version))),
     ("wall", |version| Box::pin(wall::measure(version))),
     ("age", |version| Box::pin(age::measure(version))),
     ("ingest", |version| Box::pin(ingest::ingest(version))),
     ("memory", |version| Box::pin(ingest::memory(version))),
+    ("start", |version| Box::pin(start::measure(version))),
+    ("agent-idle", |version| Box::pin(host::idle(version))),
+    ("agent-jobs", |version| Box::pin(host::jobs(version))),
+    ("agent-log", |version| Box::pin(host::talk(version))),
     ("redact", |_| Box::pin(async { redact::measure() })),
 ];
 

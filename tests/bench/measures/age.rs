@@ -26,7 +26,7 @@ pub async fn measure(_version: &str) -> anyhow::Result<()> {
          executor, whose shell knows the time to the nanosecond; the floor: the same with a local backend)",
     );
     let mut rig = Rig::start().await?;
-    rig.start_agent("process").await?;
+    rig.start_agent("process", &[]).await?;
     let places = [Cli::local()?, Cli::remote(&rig, "age")?];
     let mut ages: [Samples; 2] = Default::default();
     for cli in &places {

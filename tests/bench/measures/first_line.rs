@@ -1,16 +1,13 @@
 //! From `POST runs` until the run container is asked for, and until terraform's first line can be read.
 
 use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
-    sync::mpsc::{Receiver, channel},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    process::Command,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
-
-use anyhow::Context;
 
 use crate::support::{
     cli::{self, terraform},
+    events::Events,
     report::{self, Samples},
     rig::Rig,
 };
@@ -26,7 +23,7 @@ pub async fn measure(version: &str) -> anyhow::Result<()> {
 
 async fn rig(executor: &str, version: &str) -> anyhow::Result<(Rig, crate::support::rig::Workspace)> {
     let mut rig = Rig::start().await?;
-    rig.start_agent(executor).await?;
+    rig.start_agent(executor, &[]).await?;
     let workspace = rig.workspace("output \"x\" {\n  value = 1\n}\n", version).await?;
     // The first run makes the image and asks the engine for its version.
     let run = rig.plan(&workspace).await?;
@@ -54,7 +51,7 @@ async fn docker(version: &str) -> anyhow::Result<()> {
         let (at, image) = events.next("start")?;
         started.push((at - clock.as_secs_f64()) * 1e3);
 
-        let engine = terraform_path()?;
+        let engine = cli::terraform_path()?;
         let mut raw = Command::new("docker");
         raw.args(["run", "--rm", "--env", "CHECKPOINT_DISABLE=1", "--volume", &format!("{engine}:/engine:ro"), &image]);
         raw.args(["/engine", "version"]);
@@ -84,54 +81,4 @@ async fn process(version: &str) -> anyhow::Result<()> {
     report::beside("POST runs → first line readable", &line, "ms", &floor);
     report::samples("  beyond terraform alone", &line.less(&floor, 0.0), "ms");
     Ok(())
-}
-
-fn terraform_path() -> anyhow::Result<String> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|dir| dir.join("terraform")).find(|file| file.is_file());
-    let found = found.context("terraform is needed on the PATH")?.canonicalize()?;
-    Ok(found.display().to_string())
-}
-
-/// What the Docker engine says it does, at the time when it does it.
-struct Events {
-    docker: Child,
-    lines: Receiver<String>,
-}
-
-impl Events {
-    /// Of the containers of one agent.
-    fn of(instance: &str) -> anyhow::Result<Self> {
-        let mut docker = Command::new("docker")
-            .args(["events", "--filter", "type=container", "--format", "{{.TimeNano}} {{.Action}} {{.From}}"])
-            .args(["--filter", &format!("label=terrapool.dev/agent={instance}")])
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("the docker command is needed")?;
-        let stdout = BufReader::new(docker.stdout.take().context("no output")?);
-        let (sender, lines) = channel();
-        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        // Until the engine listens: nothing tells when it does.
-        std::thread::sleep(Duration::from_millis(300));
-        Ok(Self { docker, lines })
-    }
-
-    /// When the next event of this kind came, in seconds of the epoch, and of which image the container is.
-    fn next(&self, action: &str) -> anyhow::Result<(f64, String)> {
-        loop {
-            let line = self.lines.recv_timeout(Duration::from_secs(10)).context("no word of the Docker engine")?;
-            let mut words = line.split(' ');
-            let time: f64 = words.next().unwrap_or_default().parse()?;
-            if words.next() == Some(action) {
-                return Ok((time / 1e9, words.next().unwrap_or_default().to_owned()));
-            }
-        }
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        drop(self.docker.kill());
-        drop(self.docker.wait());
-    }
 }

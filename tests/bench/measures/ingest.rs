@@ -70,7 +70,7 @@ pub async fn memory(version: &str) -> anyhow::Result<()> {
     let [mut server, mut agent]: [[Samples; 3]; 2] = Default::default();
     for _ in 0..5 {
         let mut rig = Rig::start().await?;
-        rig.start_agent("process").await?;
+        rig.start_agent("process", &[]).await?;
         let workspace = rig.workspace("output \"x\" {\n  value = 1\n}\n", version).await?;
         let run = rig.plan(&workspace).await?;
         rig.ended(&run).await?;

@@ -28,9 +28,9 @@ pub async fn measure(_version: &str) -> anyhow::Result<()> {
     let idle = Rig::start().await?;
     let serving = tokio::spawn(idle.idle_agent().await?.serve());
     let mut process = Rig::start().await?;
-    process.start_agent("process").await?;
+    process.start_agent("process", &[]).await?;
     let mut docker = Rig::start().await?;
-    docker.start_agent("docker").await?;
+    docker.start_agent("docker", &[]).await?;
     let places = [
         Cli::local()?,
         Cli::remote(&idle, "idle")?,

@@ -100,6 +100,14 @@ pub fn version() -> anyhow::Result<String> {
     version.map(|version| version.trim().to_owned()).with_context(|| format!("terraform says `{said}`"))
 }
 
+/// Where that terraform lies.
+pub fn terraform_path() -> anyhow::Result<String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join("terraform")).find(|file| file.is_file());
+    let found = found.context("terraform is needed on the PATH")?.canonicalize()?;
+    Ok(found.display().to_string())
+}
+
 /// The time until a program's first line, while it is let run to its end.
 pub fn first_line(mut command: Command) -> anyhow::Result<Duration> {
     let start = Instant::now();

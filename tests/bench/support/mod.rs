@@ -5,6 +5,7 @@
 pub mod apiserver;
 pub mod choice;
 pub mod cli;
+pub mod events;
 pub mod floor;
 pub mod operator;
 pub mod program;

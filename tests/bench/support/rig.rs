@@ -79,10 +79,10 @@ impl Rig {
         Ok(rig)
     }
 
-    /// Starts the agent program in the pool.
-    pub async fn start_agent(&mut self, executor: &str) -> anyhow::Result<()> {
+    /// Starts the agent program in the pool, with these options more.
+    pub async fn start_agent(&mut self, executor: &str, more: &[&str]) -> anyhow::Result<()> {
         let mut command = terrapool(&["agent", "run", "--name", "bench", "--executor", executor, "--url"]);
-        command.arg(&self.address).arg("--data").arg(self.data.path().join("agent"));
+        command.arg(&self.address).arg("--data").arg(self.data.path().join("agent")).args(more);
         command.env("TERRAPOOL_POOL_TOKEN", &self.pool_token);
         let mut agent = Program::start("the agent", command, self.data.path().join("agent.log"))?;
         agent.until("the agent is ready").await?;
