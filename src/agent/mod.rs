@@ -384,6 +384,11 @@ async fn work(agent: &Arc<Agent>) -> Result<(), Error> {
         return Err(Error::Undelivered { path: agent.config.data.display().to_string() });
     }
     agent.sign_off().await;
+    match tokio::time::timeout(DELIVERY, agent.executor.clear()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(error = %Chain(&error), "the network of run containers stays"),
+        Err(_) => tracing::debug!("the network of run containers stays: Docker does not answer"),
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! directory and nothing else.
 
 mod firewall;
+mod hold;
 mod image;
 pub mod look;
 mod network;
@@ -21,6 +22,7 @@ use bollard::{
 use tokio::{sync::OnceCell, time::Instant};
 
 use self::{
+    hold::Hold,
     image::{Image, Minimal},
     profile::Profile,
     reach::Reach,
@@ -266,7 +268,7 @@ impl Docker {
 
     pub(super) async fn start(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
         match self.start_once(dir, spec, prepared).await {
-            // Somebody prunes networks, or sweeps another agent, between two calls of ours: it is made anew.
+            // Somebody prunes networks between two calls of ours: it is made anew.
             Err(Error::Docker { source, .. }) if source.downcast_ref().is_some_and(is_network_gone) => {
                 self.start_once(dir, spec, prepared).await
             }
@@ -275,6 +277,7 @@ impl Docker {
     }
 
     async fn start_once(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
+        let _hold = Hold::shared().await;
         let name = profile::name(spec);
         match self.state(&name).await? {
             Some(state) if state.status == Some(ContainerStateStatusEnum::CREATED) => {}

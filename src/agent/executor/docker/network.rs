@@ -34,6 +34,8 @@ pub(super) struct Network {
     pub ipv6: bool,
     /// Made here, not by somebody else.
     pub ours: bool,
+    /// Containers run in it.
+    pub used: bool,
 }
 
 /// Whether a run container may be given the network of that name.
@@ -81,8 +83,9 @@ fn read(found: NetworkInspect) -> Option<Network> {
     let mut options = found.options.unwrap_or_default();
     let named = options.remove("com.docker.network.bridge.name").filter(|name| !name.is_empty());
     let bridge = (driver == "bridge").then(|| named.unwrap_or_else(|| format!("br-{}", id.get(..12).unwrap_or(&id))));
+    let used = found.containers.is_some_and(|containers| !containers.is_empty());
     let ours = found.labels.is_some_and(|labels| labels.contains_key(LABEL));
-    Some(Network { id, bridge, driver, ipv6: found.enable_ipv6 == Some(true), ours })
+    Some(Network { id, bridge, driver, ipv6: found.enable_ipv6 == Some(true), ours, used })
 }
 
 /// The network of that name, if there is one.

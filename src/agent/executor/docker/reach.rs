@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::{
     super::{Error, Isolation, NETWORK, Result},
     firewall::{self, Block},
+    hold::Hold,
     network::{self, Network},
 };
 use crate::telemetry::Chain;
@@ -81,8 +82,9 @@ impl Reach {
     /// # Errors
     /// When the engine does not answer.
     pub(super) async fn clear(&self, docker: &bollard::Docker) -> Result<()> {
+        let Some(_hold) = Hold::alone() else { return Ok(()) };
         let Some(network) = network::find(docker, &self.isolation.network).await? else { return Ok(()) };
-        if network.ours && !network::remove(docker, &network).await? {
+        if network.used || (network.ours && !network::remove(docker, &network).await?) {
             return Ok(());
         }
         if let Some(block) = self.rules(&network) {
