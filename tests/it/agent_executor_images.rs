@@ -95,14 +95,31 @@ async fn always_pulling_does_not_make_do_with_what_is_there() {
 async fn the_control_plane_binds_an_apply_to_its_plan() {
     use terrapool::api::run_state::RunState;
 
-    use crate::support::agents::{Plane, RunningAgent};
+    use crate::support::agents::{Plane, RunningAgent, eventually};
 
     let plane = Plane::new().await;
+    let name = format!("terrapool-test/{}:1", network_name());
+    let shell = std::fs::read("/bin/busybox").expect("a static busybox, as tests/run installs it");
+    let shell_and =
+        |content: &str| Image::of(&name, &[("bin/sh", &shell), ("bin/cat", &shell), ("content", content.as_bytes())]);
+    let planned = shell_and("the image of the plan");
+    // Kept by a second name, as a container would keep it.
+    let kept = Image { name: format!("{name}-kept") };
+    docker(&["tag", &planned.name, &kept.name]);
     let mut config = plane.config("a");
     config.executor.choice = Choice::Docker;
+    config.executor.default_image = Some(name.clone());
+    let jobs = config.data.join("jobs");
     let agent = RunningAgent::start(config).await;
-    let run = plane.run("echo planned", "echo applied").await;
+    let run = plane.run("echo waits; until [ -e go ]; do sleep 0.1; done", "cat /content").await;
+    eventually("the plan waits", async || plane.log(run.plan_id.as_str()).await.contains("waits")).await;
+    let moved = shell_and("another image");
+    for job in std::fs::read_dir(jobs).unwrap() {
+        std::fs::write(job.unwrap().path().join("config/go"), "").unwrap();
+    }
     let run = plane.until(&run, RunState::Applied).await;
+    let said = plane.log(run.apply_id.as_str()).await;
+    assert!(said.contains("the image of the plan") && !said.contains("another image"), "{said}");
     let mut connection = plane.test.app.store.read().await.unwrap();
     let mut digests = Vec::new();
     for stage in [run.plan_id.as_str(), run.apply_id.as_str()] {
@@ -110,6 +127,7 @@ async fn the_control_plane_binds_an_apply_to_its_plan() {
         digests.push(row.image_digest.unwrap());
     }
     assert!(digests[0].contains("sha256:") && digests[0] == digests[1], "{digests:?}");
+    assert_ne!(digests[0], id(&moved.name), "the tag has not moved");
     drop(connection);
     agent.drain().await.unwrap();
 }

@@ -93,8 +93,8 @@ async fn a_run_cannot_reach_the_metadata_service_nor_the_host() {
     let text = said(&host_only, &script).await;
     assert!(text.contains("metadata is open") && text.contains("host is shut"), "{text}");
 
-    the_same_through_an_agent(&cloud).await;
     network_and_rules_go_with_the_last_who_uses_them(&cloud, &blocked).await;
+    the_same_through_an_agent(&cloud).await;
 }
 
 async fn network_and_rules_go_with_the_last_who_uses_them(cloud: &Cloud, host: &Host) {
@@ -137,6 +137,8 @@ async fn the_same_through_an_agent(cloud: &Cloud) {
         assert!(text.contains("metadata is shut") && text.contains("ordinary is open"), "{text}");
     }
     agent.drain().await.unwrap();
+    let rules = rules(&["-S"]).into_iter().filter(|rule| rule.contains(&cloud.bridge())).count();
+    assert_eq!(rules, 0, "a drained agent leaves rules");
 }
 
 #[tokio::test]
