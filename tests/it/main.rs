@@ -13,6 +13,7 @@ mod agent_executor_docker;
 mod agent_executor_engines;
 mod agent_executor_faults;
 mod agent_executor_images;
+mod agent_executor_memory;
 mod agent_executor_reach;
 mod agent_executor_runs;
 mod agent_executor_slugs;
