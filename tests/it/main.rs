@@ -66,6 +66,7 @@ mod flow_faults_lost;
 mod flow_faults_restart;
 mod flow_image;
 mod flow_providers;
+mod flow_trace;
 mod flow_two_agents;
 mod flow_up_manifests;
 mod forgotten;
