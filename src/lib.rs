@@ -54,5 +54,6 @@ pub mod server;
 pub mod shutdown;
 pub mod sync;
 pub mod telemetry;
+pub mod trace;
 pub mod up;
 pub mod yaml;

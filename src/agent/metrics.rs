@@ -12,7 +12,7 @@ use axum::{
 use prometheus_client::{
     encoding::text,
     metrics::{
-        counter::Counter,
+        counter::{ConstCounter, Counter},
         family::Family,
         gauge::ConstGauge,
         histogram::{Histogram, exponential_buckets},
@@ -104,6 +104,11 @@ impl Metrics {
         registry.register("stages", "Stages whose results were delivered", self.ended.clone());
         registry.register("failed_claims", "Calls for a job that failed", self.failed_claims.clone());
         registry.register("failed_heartbeats", "Heartbeats that failed", self.failed_heartbeats.clone());
+        registry.register(
+            "dropped_spans",
+            "Spans that did not reach the collector",
+            ConstCounter::new(now.dropped_spans),
+        );
         registry.register("log_bytes", "Bytes of logs delivered, of stages that have ended", self.log_bytes.clone());
         let mut text = String::new();
         match text::encode(&mut text, &registry) {
@@ -118,6 +123,7 @@ struct Now {
     slots: i64,
     jobs: i64,
     accepts: bool,
+    dropped_spans: u64,
 }
 
 impl Now {
@@ -127,6 +133,7 @@ impl Now {
             slots: number(agent.slots()),
             jobs: number(agent.jobs.count()),
             accepts: !agent.shutdown.drain.is_cancelled() && !*agent.cordoned.borrow() && agent.trouble().is_none(),
+            dropped_spans: agent.config.trace.dropped(),
         }
     }
 }
@@ -185,7 +192,7 @@ mod tests {
         metrics.reported(Stage::Apply, &FinishRequest { outcome: Outcome::Canceled, ..finish });
         metrics.claim_failed();
         metrics.heartbeat_failed();
-        let text = metrics.text(&Now { slots: 5, jobs: 2, accepts: true });
+        let text = metrics.text(&Now { slots: 5, jobs: 2, accepts: true, dropped_spans: 7 });
         for line in [
             "terrapool_agent_slots 5",
             "terrapool_agent_jobs 2",
@@ -197,6 +204,7 @@ mod tests {
             "terrapool_agent_log_bytes_total 2400",
             "terrapool_agent_failed_claims_total 1",
             "terrapool_agent_failed_heartbeats_total 1",
+            "terrapool_agent_dropped_spans_total 7",
             "# EOF",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

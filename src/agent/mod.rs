@@ -69,6 +69,7 @@ use crate::{
     ids::AgentId,
     shutdown::Shutdown,
     telemetry::Chain,
+    trace::Tracer,
 };
 
 /// How long a stopping agent tries to deliver what its jobs left, after they ended.
@@ -110,6 +111,8 @@ pub struct AgentConfig {
     pub metrics: Option<SocketAddr>,
     /// Systemd is told how the agent does, by the socket that the environment names.
     pub service: bool,
+    /// Where spans of runs go.
+    pub trace: Tracer,
     /// How stages are run; `data`, `instance`, `run_as_root` and `hostname` in it are set by [`run`].
     pub executor: Settings,
 }
@@ -133,6 +136,7 @@ impl AgentConfig {
             once: false,
             idle_timeout: None,
             metrics: None,
+            trace: Tracer::default(),
             service: false,
         }
     }

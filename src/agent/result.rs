@@ -95,6 +95,11 @@ fn of_report(evidence: &Evidence<'_>, report: &Report) -> (Outcome, Why) {
             reason::TIMED_OUT,
             format!("the {stage} took longer than its limit of {} s", evidence.timeout_seconds),
         ),
+        Ended::OutOfMemory => (
+            Outcome::Errored,
+            reason::OUT_OF_MEMORY,
+            format!("the {stage} ran out of memory: {}", message("it needed more than its container may have")),
+        ),
         Ended::EngineUnavailable => (Outcome::Errored, reason::ENGINE_UNAVAILABLE, message("the engine is not there")),
         Ended::RunnerFailed if evidence.disk_full => {
             (Outcome::Errored, reason::OUT_OF_SPACE, message("the agent's disk is full"))
@@ -114,7 +119,7 @@ fn without_report(evidence: &Evidence<'_>) -> (Outcome, Why) {
         (Outcome::Canceled, reason::CANCELED, format!("the {stage} was killed, as was asked for"))
     } else if out_of_memory {
         let message = format!("the {stage} needed more memory than its limit and was killed; raise the pool's limit");
-        (Outcome::Errored, reason::CONTAINER_LOST, message)
+        (Outcome::Errored, reason::OUT_OF_MEMORY, message)
     } else if evidence.disk_full {
         let message = "the agent's disk is full; make room in its data directory".to_owned();
         (Outcome::Errored, reason::OUT_OF_SPACE, message)
@@ -317,7 +322,7 @@ mod tests {
         use Ended as E;
         use Outcome::{Canceled, Errored, Finished};
         type Case = (E, &'static [(&'static str, i32)], bool, Outcome, Option<&'static str>, bool);
-        let table: [Case; 15] = [
+        let table: [Case; 16] = [
             (E::Finished, &[("plan", 0)], false, Finished, None, false),
             (E::Finished, &[("plan", 2), ("show", 0)], false, Finished, None, true),
             (E::Finished, &[("apply", 0)], false, Finished, None, false),
@@ -331,6 +336,7 @@ mod tests {
             (E::HookFailed, &[("plan", 1)], true, Errored, Some(reason::OUT_OF_SPACE), false),
             (E::Canceled, &[("plan", 130)], false, Canceled, Some(reason::CANCELED), false),
             (E::TimedOut, &[("plan", 1)], false, Errored, Some(reason::TIMED_OUT), false),
+            (E::OutOfMemory, &[("apply", 1)], true, Errored, Some(reason::OUT_OF_MEMORY), false),
             (E::EngineUnavailable, &[], false, Errored, Some(reason::ENGINE_UNAVAILABLE), false),
             (E::RunnerFailed, &[], true, Errored, Some(reason::OUT_OF_SPACE), false),
         ];
@@ -354,7 +360,7 @@ mod tests {
             (&GONE, false, false, Outcome::Errored, reason::CONTAINER_LOST, "exit code 137"),
             (&GONE, true, false, Outcome::Canceled, reason::CANCELED, "asked for"),
             (&GONE, false, true, Outcome::Errored, reason::OUT_OF_SPACE, "disk is full"),
-            (&memory, false, false, Outcome::Errored, reason::CONTAINER_LOST, "memory"),
+            (&memory, false, false, Outcome::Errored, reason::OUT_OF_MEMORY, "memory"),
         ] {
             let finish = conclude(&Evidence { canceled, disk_full, ..evidence(exit, None) });
             assert_eq!((finish.outcome, finish.reason.as_deref()), (outcome, Some(reason)));

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, path::Path};
 
 use self::format::{Announce, ENGINE, Output, Stage as Steps, Step};
 use super::hooks::{self, Hook, Point};
-use crate::api::job::{Category, EngineKind, JobSpec, Stage};
+use crate::{
+    api::job::{Category, EngineKind, JobSpec, Stage},
+    trace::{self, Node, Part},
+};
 
 #[path = "../runner/format.rs"]
 pub mod format;
@@ -207,7 +210,10 @@ fn story(spec: &JobSpec, facts: &Facts<'_>) -> Vec<(&'static str, String)> {
         other => other,
     };
     let of_server = facts.hostname.map(|hostname| ("SCALR_HOSTNAME", hostname.to_owned()));
+    // What providers and programs trace by themselves belongs to the run's trace, wherever that is sent.
+    let engine = Node::Part { stage: spec.stage, epoch: spec.epoch, part: Part::Engine };
     let of_run = [
+        ("TRACEPARENT", trace::traceparent(&run.id, engine)),
         ("TERRAPOOL_RUN_ID", run.id.to_string()),
         ("TERRAPOOL_WORKSPACE_NAME", workspace.name.clone()),
         ("TFC_RUN_ID", run.id.to_string()),

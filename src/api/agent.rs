@@ -271,7 +271,9 @@ pub mod reason {
     pub const BAD_CONFIGURATION: &str = "bad_configuration";
     /// The stage took longer than its time limit.
     pub const TIMED_OUT: &str = "timed_out";
-    /// The run container was killed from outside, as for memory.
+    /// The stage needed more memory than its run container may have: it was interrupted before that, or killed for it.
+    pub const OUT_OF_MEMORY: &str = "out_of_memory";
+    /// The run container was killed from outside.
     pub const CONTAINER_LOST: &str = "container_lost";
     /// No room on the agent's disk.
     pub const OUT_OF_SPACE: &str = "out_of_space";
@@ -290,7 +292,7 @@ pub mod reason {
     pub const FROM_OUTSIDE: [&str; 2] = [IMAGE_UNAVAILABLE, AGENT_UNSCHEDULABLE];
 
     /// All of them.
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 15] = [
         AGENT_LOST,
         ENGINE_FAILED,
         HOOK_FAILED,
@@ -298,6 +300,7 @@ pub mod reason {
         ENGINE_UNAVAILABLE,
         BAD_CONFIGURATION,
         TIMED_OUT,
+        OUT_OF_MEMORY,
         CONTAINER_LOST,
         OUT_OF_SPACE,
         CANCELED,

@@ -56,7 +56,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     shutdown.on_signals()?;
     let step = progress.step("control plane");
     let Up { host, files, organization, mut events } =
-        up::start(args.common.options(manifests.clone(), data.clone()), &shutdown).await?;
+        up::start(args.common.options(manifests.clone(), data.clone())?, &shutdown).await?;
     step.done(&host.address);
     wait_for_agent(progress, &mut events).await?;
     // Later events (the link, once the workspace exists) belong between the lines of the run.

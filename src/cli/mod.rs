@@ -12,6 +12,7 @@ mod crds;
 mod demo;
 mod manual;
 mod operator;
+mod otlp;
 mod progress;
 mod rbac;
 mod server;

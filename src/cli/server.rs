@@ -42,6 +42,8 @@ pub(super) struct Args {
     /// File with the token of the administrator; the variable TERRAPOOL_ADMIN_TOKEN does the same.
     #[arg(long, env = "TERRAPOOL_ADMIN_TOKEN_FILE", value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
+    #[command(flatten)]
+    otlp: super::otlp::OtlpArgs,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -58,12 +60,14 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let listener = Listener::bind(args.listen, tls.map_or(Speaks::Plain, Speaks::Tls))?;
     let address = listener.address();
+    let trace = args.otlp.start(None)?;
     let config = Config {
         data: args.data,
         database: args.database,
         public_url: args.public_url,
         admin_token,
         policy: Policy::default(),
+        trace: trace.clone(),
     };
     let app = serve::open(config, Clock::real()).await?;
     let shutdown = Shutdown::new();
@@ -71,6 +75,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     tracing::info!("the control plane is ready at {scheme}://{address}");
     serve::serve(app, vec![listener], &shutdown).await?;
     shutdown.finished(Duration::from_secs(10)).await;
+    trace.close().await;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

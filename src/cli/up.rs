@@ -35,6 +35,8 @@ pub(super) struct Common {
     /// A label of this host, for pools with a nodeSelector; may be given several times.
     #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = label)]
     node_labels: Vec<(String, String)>,
+    #[command(flatten)]
+    otlp: super::otlp::OtlpArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -58,19 +60,20 @@ impl Common {
         Ok(data.canonicalize()?)
     }
 
-    pub(super) fn options(&self, dir: PathBuf, data: PathBuf) -> up::Options {
-        up::Options {
+    pub(super) fn options(&self, dir: PathBuf, data: PathBuf) -> anyhow::Result<up::Options> {
+        Ok(up::Options {
             dir,
             host: host::Options {
                 data,
                 http_port: self.http_port,
                 https_port: self.https_port,
                 policy: Policy::default(),
+                trace: self.otlp.start(None)?,
             },
             executor: self.executor,
             engines: super::engines(None),
             node_labels: self.node_labels.iter().cloned().collect(),
-        }
+        })
     }
 }
 
@@ -90,7 +93,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     shutdown.on_signals()?;
     let step = progress.step("control plane");
     let Up { host, files, organization: _, mut events } =
-        up::start(args.common.options(args.dir.clone(), data), &shutdown).await?;
+        up::start(args.common.options(args.dir.clone(), data)?, &shutdown).await?;
     step.done(&host.address);
     progress.line(&format!(
         "  web page     {}   (sign in with the token in {})",
@@ -116,8 +119,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 pub(super) async fn end(host: host::Host, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
     shutdown.drain.cancel();
     let data = host.data.clone();
+    let trace = host.app.trace.clone();
     host.ended().await?;
     shutdown.finished(END).await;
+    trace.close().await;
     if std::io::stdout().is_terminal() {
         anstream::println!("\nStopped. Everything is kept in {}; start again to go on.", data.display());
     }

@@ -22,6 +22,8 @@ pub enum Cause {
     HookTimedOut,
     /// Nobody watches over it any more.
     Abandoned,
+    /// Its memory is about to run out.
+    OutOfMemory,
 }
 
 /// What is to be done to the running step now.
@@ -53,6 +55,8 @@ pub struct Demand {
     pub signal: bool,
     /// The agent is lost.
     pub abandoned: bool,
+    /// The container's memory is about to run out.
+    pub out_of_memory: bool,
 }
 
 impl Control {
@@ -81,6 +85,7 @@ impl Control {
             Some(cause) => Some(cause),
             None if demand.interrupt || demand.kill || demand.signal => Some(Cause::Canceled),
             None if demand.abandoned => Some(Cause::Abandoned),
+            None if demand.out_of_memory => Some(Cause::OutOfMemory),
             None if now >= self.deadline => Some(Cause::TimedOut),
             None if self.hook_deadline.is_some_and(|deadline| now >= deadline) => Some(Cause::HookTimedOut),
             None => None,
@@ -112,8 +117,8 @@ impl Outside {
         Demand {
             interrupt: text.trim() == "interrupt",
             kill: text.trim() == "kill",
-            signal: false,
             abandoned: self.agent.as_mut().is_some_and(|agent| agent.is_lost(now)),
+            ..Demand::default()
         }
     }
 

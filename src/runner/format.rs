@@ -91,18 +91,21 @@ pub enum Outcome {
     HookFailed,
     Canceled,
     TimedOut,
+    /// The engine was interrupted before the container's memory ran out, or the kernel killed something for it.
+    OutOfMemory,
     /// The engine is not there, or has another version.
     EngineUnavailable,
     /// The runner itself could not go on.
     RunnerFailed,
 }
 
-const OUTCOMES: [(Outcome, &str); 7] = [
+const OUTCOMES: [(Outcome, &str); 8] = [
     (Outcome::Finished, "finished"),
     (Outcome::Failed, "failed"),
     (Outcome::HookFailed, "hook_failed"),
     (Outcome::Canceled, "canceled"),
     (Outcome::TimedOut, "timed_out"),
+    (Outcome::OutOfMemory, "out_of_memory"),
     (Outcome::EngineUnavailable, "engine_unavailable"),
     (Outcome::RunnerFailed, "runner_failed"),
 ];

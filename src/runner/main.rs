@@ -12,6 +12,7 @@ mod env_file;
 mod format;
 mod hook;
 mod masks;
+mod memory;
 mod stage;
 mod sys;
 mod volume;

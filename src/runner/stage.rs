@@ -14,6 +14,7 @@ use super::{
     control::{self, Act, Cause, Control, Demand, Outside},
     format::{Announce, ENGINE, Outcome, Output, Report, Stage, Step},
     hook::{self, Outputs},
+    memory::{self, Guard, Shortage},
     sys,
 };
 
@@ -22,6 +23,9 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// The log's third line. The terraform CLI drops the first three lines of an apply's log, so there must be three.
 const THIRD_LINE: &str = "Initializing plugins and modules...";
+
+/// Where a container finds its own cgroup.
+const CGROUP: &str = "/sys/fs/cgroup";
 
 /// Why a stage is interrupted whose agent is lost.
 const ABANDONED: &str = "The agent of this stage is gone: the stage is interrupted.";
@@ -43,7 +47,7 @@ pub fn run(stage: &Stage, log: &File, outside: &mut Outside) -> Report {
     };
     let deadline = Instant::now() + Duration::from_secs(stage.limit_seconds);
     let control = Control::new(deadline, Duration::from_secs(stage.grace_seconds));
-    let mut work = Work { stage, engine, log, control, outside, outputs, added: Vec::new() };
+    let mut work = Work { stage, engine, log, control, outside, outputs, added: Vec::new(), memory: Guard::open(Path::new(CGROUP)), shortage: None, killed_for_memory: false };
     for step in &stage.steps {
         let going_on = report.outcome == Outcome::Finished;
         if going_on && work.control.cause().is_none() {
@@ -87,6 +91,11 @@ struct Work<'a> {
     outputs: Outputs<'a>,
     /// What hooks added to the environment.
     added: Vec<(String, String)>,
+    memory: Option<Guard>,
+    /// Why the engine was interrupted, when that was for memory.
+    shortage: Option<Shortage>,
+    /// The kernel has killed a program during the last step.
+    killed_for_memory: bool,
 }
 
 impl Work<'_> {
@@ -140,7 +149,10 @@ impl Work<'_> {
         let limit = step.hook.as_ref().map(|hook| Instant::now() + Duration::from_secs(hook.limit_seconds));
         self.control.limit_hook(limit);
         // The handle has no use: children are reaped all together, orphans among them.
+        let kills = |memory: &Option<Guard>| memory.as_ref().map_or(0, Guard::kills);
+        let before = kills(&self.memory);
         let code = self.watch(child.id() as i32, step.hook.is_some());
+        self.killed_for_memory = kills(&self.memory) > before;
         self.control.limit_hook(None);
         Ok(code)
     }
@@ -166,6 +178,10 @@ impl Work<'_> {
             if now.duration_since(looked) >= control::LOOK {
                 looked = now;
                 demand = Demand { signal: demand.signal, ..self.outside.look(now) };
+                if !is_hook && self.shortage.is_none() {
+                    self.shortage = self.memory.as_ref().and_then(Guard::look);
+                    demand.out_of_memory = self.shortage.is_some();
+                }
             }
             match self.control.decide(now, demand) {
                 Some(Act::Interrupt(cause)) => {
@@ -173,6 +189,10 @@ impl Work<'_> {
                         Cause::TimedOut => say(self.log, "The stage has reached its time limit and is interrupted."),
                         Cause::HookTimedOut => say(self.log, "The hook has reached its time limit and is interrupted."),
                         Cause::Abandoned => say(self.log, ABANDONED),
+                        Cause::OutOfMemory => {
+                            let why = self.shortage.map(|shortage| shortage.describe()).unwrap_or_default();
+                            say(self.log, &format!("The stage is interrupted before the kernel kills it: {why}."));
+                        }
                         Cause::Canceled => {}
                     }
                     if is_hook {
@@ -230,6 +250,7 @@ impl Work<'_> {
         let failed = if step.hook.is_some() { Outcome::HookFailed } else { Outcome::Failed };
         match self.control.cause() {
             Some(_) => self.ended_early(step),
+            None if self.killed_for_memory && step.hook.is_none() => (Outcome::OutOfMemory, Some(killed_for_memory(step))),
             None if code > 128 => (failed, Some(format!("{} was killed by signal {}", describe(step), code - 128))),
             None => (failed, Some(format!("{} ended with exit code {code}", describe(step)))),
         }
@@ -244,6 +265,10 @@ impl Work<'_> {
                 (Outcome::HookFailed, Some(format!("{} took longer than its limit of {limit} s", describe(step))))
             }
             Some(Cause::Abandoned) => (Outcome::RunnerFailed, Some(ABANDONED.to_owned())),
+            Some(Cause::OutOfMemory) => {
+                let why = self.shortage.map(|shortage| shortage.describe()).unwrap_or_default();
+                (Outcome::OutOfMemory, Some(format!("{} was interrupted: {why}", describe(step))))
+            }
             _ => (Outcome::Canceled, None),
         }
     }
@@ -270,6 +295,10 @@ fn exit_of(exits: &[(String, i32)], step: &str) -> Option<i32> {
 
 fn describe(step: &Step) -> String {
     format!("the {} `{}`", if step.hook.is_some() { "hook" } else { "step" }, step.name)
+}
+
+fn killed_for_memory(step: &Step) -> String {
+    format!("the kernel killed a program of {}, which needed more memory than the container may have. {}", describe(step), memory::MEND)
 }
 
 fn cannot_start(program: &Path, cwd: &Path, error: &io::Error) -> String {

@@ -6,7 +6,7 @@ use super::{
     blobs::Blobs, changes::Changes, held::HeldClaims, metrics::Metrics, sign::Signer, store::Store, vault::Vault,
     wake::Wakes,
 };
-use crate::clock::Clock;
+use crate::{clock::Clock, trace::Tracer};
 
 /// Shared by all requests; cheap to clone.
 pub type App = Arc<AppState>;
@@ -24,6 +24,8 @@ pub struct AppState {
     pub clock: Clock,
     pub policy: Policy,
     pub metrics: Metrics,
+    /// Where spans of runs go.
+    pub trace: Tracer,
     /// `https://terrapool.example.com`, when configured; otherwise what the request was sent to.
     pub public_url: Option<String>,
     /// Cancelled when the server stops: ends long polls.

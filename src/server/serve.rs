@@ -28,7 +28,7 @@ use super::{
     vault::{self, Vault},
     wake::Wakes,
 };
-use crate::{clock::Clock, shutdown::Shutdown};
+use crate::{clock::Clock, shutdown::Shutdown, trace::Tracer};
 
 /// Requests that run when the server stops have this long to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -68,6 +68,8 @@ pub struct Config {
     /// Token of the administrator.
     pub admin_token: Option<SecretString>,
     pub policy: Policy,
+    /// Where spans of runs go.
+    pub trace: Tracer,
 }
 
 /// Opens (at the first time: makes) the control plane in `config.data`.
@@ -91,6 +93,7 @@ pub async fn open(config: Config, clock: Clock) -> Result<App, Error> {
         clock,
         policy: config.policy,
         metrics: Metrics::default(),
+        trace: config.trace,
         public_url: config.public_url,
         closing: CancellationToken::new(),
         unrecorded_heartbeat: std::sync::atomic::AtomicI64::new(0),

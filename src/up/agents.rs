@@ -18,6 +18,7 @@ use crate::{
     crd::{AgentPoolSpec, agent_pool::RunUser, agents::AgentMode},
     shutdown::Shutdown,
     telemetry::Chain,
+    trace::Tracer,
 };
 
 /// An agent that could not start or go on is started again after this long.
@@ -64,6 +65,8 @@ pub struct Settings {
     pub engines: Engines,
     /// This host's labels.
     pub labels: BTreeMap<String, String>,
+    /// Where spans of runs go.
+    pub trace: Tracer,
 }
 
 /// Labels of this host: its operating system as a node would have it, and what the user adds.
@@ -208,6 +211,7 @@ fn config(settings: &Settings, local: &LocalAgent, data: &Path) -> Result<AgentC
     config.run_as_root = local.run_as_root;
     config.executor.choice = settings.executor;
     config.executor.engines = settings.engines.clone();
+    config.trace = settings.trace.clone();
     Ok(config)
 }
 

@@ -21,6 +21,7 @@ use crate::{
         tls,
     },
     shutdown::Shutdown,
+    trace::Tracer,
 };
 
 /// Ports of the first start, when they are free.
@@ -54,6 +55,8 @@ pub struct Options {
     pub http_port: Option<u16>,
     pub https_port: Option<u16>,
     pub policy: Policy,
+    /// Where spans of runs go, of control plane and agents.
+    pub trace: Tracer,
 }
 
 /// A control plane that serves, and how to reach it.
@@ -75,12 +78,18 @@ impl Host {
     /// # Errors
     /// When the directory or the ports cannot be used.
     pub async fn start(options: Options, shutdown: &Shutdown) -> Result<Self, Error> {
-        let Options { data, http_port, https_port, policy } = options;
+        let Options { data, http_port, https_port, policy, trace } = options;
         let server_dir = data.join("server");
         fs::create_dir_all(&data).map_err(|source| Error::Write { path: data.display().to_string(), source })?;
         let token = admin_token(&data.join("admin.token"))?;
-        let config =
-            Config { data: server_dir, database: None, public_url: None, admin_token: Some(token.clone()), policy };
+        let config = Config {
+            data: server_dir,
+            database: None,
+            public_url: None,
+            admin_token: Some(token.clone()),
+            policy,
+            trace,
+        };
         let app = serve::open(config, Clock::real()).await?;
         let ca = tls::own_ca(&data.join("tls"), &[])?;
 

@@ -70,6 +70,7 @@ pub async fn start(options: Options, shutdown: &Shutdown) -> Result<Up, Error> {
         manifests::fingerprint(&dir).map_err(|source| Error::Directory { path: dir.display().to_string(), source })?;
     let organization = first_environment(&manifests::read(&files)).unwrap_or_else(|| DEFAULT_ENVIRONMENT.to_owned());
     let data = host.data.clone();
+    let trace = host.trace.clone();
     let host = host::Host::start(host, shutdown).await?;
     let files = host.write_connection_files(&organization)?;
 
@@ -97,6 +98,7 @@ pub async fn start(options: Options, shutdown: &Shutdown) -> Result<Up, Error> {
         executor,
         engines,
         labels,
+        trace,
     };
     shutdown.spawn(agents::keep(settings, agents_out, events_in, shutdown.clone()));
     Ok(Up { host, files, organization, events })

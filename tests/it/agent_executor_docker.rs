@@ -228,7 +228,7 @@ async fn more_memory_than_the_limit_ends_a_stage_with_that_reason() {
     spec.limits.memory_bytes = Some(10 << 20);
     let (dir, finished) = host.run(&spec, &slug(&[("main.tf", PLAIN)])).await;
     assert_eq!(finished.outcome, Outcome::Errored, "{finished:?}\n{}", log(&dir));
-    assert_eq!(finished.reason.as_deref(), Some(reason::CONTAINER_LOST), "{finished:?}\n{}", log(&dir));
+    assert_eq!(finished.reason.as_deref(), Some(reason::OUT_OF_MEMORY), "{finished:?}\n{}", log(&dir));
     assert!(finished.message.unwrap().contains("memory"));
 }
 

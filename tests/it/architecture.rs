@@ -14,6 +14,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("yaml", &[]),
         ("http", &[]),
         ("telemetry", &[]),
+        ("trace", &["api", "ids", "http", "telemetry"]),
         ("jsonapi", &[]),
         ("runner", &[]),
         ("api", &["ids", "jsonapi"]),
@@ -33,13 +34,14 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "yaml",
                 "ids",
                 "telemetry",
+                "trace",
                 "shutdown",
                 "clock",
                 "files",
             ],
         ),
-        ("server", &["api", "jsonapi", "ids", "telemetry", "shutdown", "clock", "http", "files"]),
-        ("agent", &["api", "client", "ids", "telemetry", "shutdown", "clock", "http", "files"]),
+        ("server", &["api", "jsonapi", "ids", "telemetry", "trace", "shutdown", "clock", "http", "files"]),
+        ("agent", &["api", "client", "ids", "telemetry", "trace", "shutdown", "clock", "http", "files"]),
     ])
 }
 

@@ -7,6 +7,7 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -63,6 +64,7 @@ type wishes struct {
 	Sleep   types.String `tfsdk:"sleep"`
 	Log     types.String `tfsdk:"log"`
 	Say     types.Int64  `tfsdk:"say_lines"`
+	Eat     types.Int64  `tfsdk:"eat"`
 	Write   types.String `tfsdk:"write"`
 	Partial types.Bool   `tfsdk:"partial"`
 	Fail    types.String `tfsdk:"fail"`
@@ -81,6 +83,7 @@ func (*act) Schema(_ context.Context, _ resource.SchemaRequest, answer *resource
 		"sleep":     schema.StringAttribute{Optional: true, PlanModifiers: again, Description: "As 1500ms."},
 		"log":       schema.StringAttribute{Optional: true, PlanModifiers: again, Description: "Written to stderr, as a careless provider does."},
 		"say_lines": schema.Int64Attribute{Optional: true, Description: "So many lines of 64 bytes in a warning."},
+		"eat":       schema.Int64Attribute{Optional: true, Description: "So many MiB of memory, one every 50 ms, until it is told to end."},
 		"write":     schema.StringAttribute{Optional: true, PlanModifiers: again, Description: "A file that is overwritten; `self` is this program."},
 		"partial":   schema.BoolAttribute{Optional: true, Description: "Something was created before it failed."},
 		"fail":      schema.StringAttribute{Optional: true, PlanModifiers: again, Description: "The creation fails with this text."},
@@ -114,6 +117,10 @@ func (*act) Create(ctx context.Context, request resource.CreateRequest, answer *
 	if lines := w.Say.ValueInt64(); lines > 0 {
 		answer.Diagnostics.AddWarning("Many words", many(lines))
 	}
+	if err := eat(ctx, w.Eat.ValueInt64()); err != nil {
+		answer.Diagnostics.AddError("Interrupted", err.Error())
+		return
+	}
 	if path := w.Write.ValueString(); path != "" {
 		if err := overwrite(path); err != nil {
 			answer.Diagnostics.AddError("Not written", err.Error())
@@ -128,6 +135,25 @@ func (*act) Create(ctx context.Context, request resource.CreateRequest, answer *
 		return
 	}
 	answer.Diagnostics.Append(answer.State.Set(ctx, &w)...)
+}
+
+// Takes memory and keeps it to the end.
+func eat(ctx context.Context, mebibytes int64) error {
+	var taken [][]byte
+	for ; mebibytes > 0; mebibytes-- {
+		part := make([]byte, 1<<20)
+		for i := range part {
+			part[i] = byte(i)
+		}
+		taken = append(taken, part)
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("it was told to end with %d MiB", len(taken))
+		}
+	}
+	runtime.KeepAlive(taken)
+	return nil
 }
 
 // Lines of 64 bytes with their number, each told from every other.

@@ -10,6 +10,9 @@
 
 mod docker;
 mod isolation;
+#[cfg(test)]
+#[path = "../../runner/memory.rs"]
+mod memory;
 mod process;
 mod runner;
 mod sidecar;

@@ -5,6 +5,7 @@
 //! is reported about a job that is not ours any more.
 
 mod deliver;
+mod spans;
 
 use std::{
     sync::Arc,
@@ -33,7 +34,11 @@ use crate::{
     },
     client,
     telemetry::Chain,
+    trace::Part,
 };
+
+/// What spans say of a job that could not be worked on to its end: it is somebody else's, or the agent ends.
+const UNDELIVERED: &str = "undelivered";
 
 /// Attempts to reach the executor for a signal or a removal; then the next event, or the next start, has to do.
 const EXECUTOR_ATTEMPTS: u32 = 6;
@@ -100,6 +105,8 @@ struct Supervisor {
     shipper: Shipper,
     snapshots: Snapshots,
     life: Life,
+    /// When the stage began to run, as far as this process has seen it: milliseconds since 1970.
+    ran_from: Option<i64>,
 }
 
 /// Whether an earlier process of the agent worked on the job.
@@ -159,6 +166,14 @@ impl From<record::Error> for Trouble {
 }
 
 impl Trouble {
+    /// What spans say of it.
+    fn code(&self) -> &str {
+        match self {
+            Self::Stop(_) => UNDELIVERED,
+            Self::Failed(failure) => &failure.reason,
+        }
+    }
+
     fn failed(reason: &str, error: &(dyn std::error::Error + 'static)) -> Self {
         Self::Failed(Failure { reason: reason.to_owned(), message: Chain(error).to_string() })
     }
@@ -180,13 +195,30 @@ impl Supervisor {
         let secrets = Secrets::of_job(&spec, &agent.config.token);
         let shipper = Shipper::new(dir.clone(), agent.config.log_limit, secrets);
         let snapshots = Snapshots::new(dir.clone());
-        Ok(Self { remote: remote(&agent, &spec), agent, spec, dir, record, ending, orders, shipper, snapshots, life })
+        Ok(Self {
+            remote: remote(&agent, &spec),
+            agent,
+            spec,
+            dir,
+            record,
+            ending,
+            orders,
+            shipper,
+            snapshots,
+            life,
+            ran_from: None,
+        })
     }
 
     async fn run(mut self) {
         let id = self.spec.job_id.clone();
         let end = match self.execute().await {
-            Ok(finish) => self.deliver(finish).await,
+            Ok(finish) => {
+                let from = self.agent.clock.now_ms();
+                let end = self.deliver(finish).await;
+                self.record_span(Part::Deliver, from, end.as_ref().err().map(|_| UNDELIVERED));
+                end
+            }
             Err(stop) => Err(stop),
         };
         match end {
@@ -227,7 +259,11 @@ impl Supervisor {
         let watched = Instant::now();
         let exit = self.watch().await?;
         self.agent.metrics.ran(self.spec.stage, watched.elapsed());
-        Ok(self.conclude(&exit).await)
+        let until = self.agent.clock.now_ms();
+        let finish = self.conclude(&exit).await;
+        let from = self.ran_from.or(self.record.starting_at).unwrap_or(until);
+        self.record_span_until(Part::Engine, (from, until), finish.reason.as_deref());
+        Ok(finish)
     }
 
     /// A plan whose start was cut off changed nothing and may be started once more. An apply never.
@@ -243,6 +279,7 @@ impl Supervisor {
     /// Has everything at hand and starts the stage.
     async fn begin(&mut self) -> Result<Begun, Stop> {
         let begun = Instant::now();
+        let from = self.agent.clock.now_ms();
         let Self { agent, spec, dir, remote, orders, ending, life, .. } = self;
         if *life == Life::Later {
             // What an interrupted preparation left is in the way of another.
@@ -258,13 +295,20 @@ impl Supervisor {
                 Err(stop) => Err(stop),
             },
         };
+        self.record_span(Part::Prepare, from, prepared.as_ref().err().map(Trouble::code));
         let started = match prepared {
-            Ok(prepared) => self.start(&prepared).await,
+            Ok(prepared) => {
+                let from = self.agent.clock.now_ms();
+                let started = self.start(&prepared).await;
+                self.record_span(Part::Start, from, started.as_ref().err().map(Trouble::code));
+                started
+            }
             Err(trouble) => Err(trouble),
         };
         match started {
             Ok(()) => {
                 self.agent.metrics.prepared(self.spec.stage, begun.elapsed());
+                self.ran_from = Some(self.agent.clock.now_ms());
                 Ok(Begun::Running)
             }
             Err(Trouble::Stop(stop)) => Err(stop),
@@ -293,7 +337,7 @@ impl Supervisor {
         let ran = u64::try_from(self.agent.clock.now_ms() - started).unwrap_or_default();
         let left = Duration::from_secs(self.spec.timeout_seconds).saturating_sub(Duration::from_millis(ran));
         self.ending.limit(Instant::now() + left);
-        let Self { agent, spec, dir, remote, record, ending, orders, shipper, snapshots, life: _ } = self;
+        let Self { agent, spec, dir, remote, record, ending, orders, shipper, snapshots, life: _, ran_from: _ } = self;
         let (agent, spec, dir, remote) = (&*agent, &*spec, &*dir, &*remote);
         if record.cause.is_some() {
             // An earlier process may have died between noting the end and telling it; told twice it is one interrupt.

@@ -77,6 +77,8 @@ pub(in crate::cli) struct Args {
     #[arg(long, env = "TERRAPOOL_AGENT_USER", default_value = "nonroot", value_parser = ["nonroot", "root"])]
     pub(super) user: String,
     #[command(flatten)]
+    otlp: crate::cli::otlp::OtlpArgs,
+    #[command(flatten)]
     hooks: super::hooks::HookArgs,
     #[command(flatten)]
     isolation: super::isolation::IsolationArgs,
@@ -118,17 +120,23 @@ pub(super) async fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         .create(&args.data)
         .with_context(|| format!("could not create {}", args.data.display()))?;
     args.data = args.data.canonicalize().with_context(|| format!("could not find {}", args.data.display()))?;
+    let trace = args.otlp.start(args.ca_file.as_deref())?;
     let (mut config, drain_timeout) = args.config(token)?;
+    config.trace = trace.clone();
     config.service = std::env::var_os("NOTIFY_SOCKET").is_some();
 
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;
     shutdown.on_leave_signal()?;
-    tokio::select! {
-        ended = agent::run(config, shutdown.clone(), |_| {}) => ended?,
+    let ended = tokio::select! {
+        ended = agent::run(config, shutdown.clone(), |_| {}) => ended,
         never = stop_in_time(&shutdown, drain_timeout) => match never {},
+    };
+    if ended.is_ok() {
+        shutdown.finished(Duration::from_secs(10)).await;
     }
-    shutdown.finished(Duration::from_secs(10)).await;
+    trace.close().await;
+    ended?;
     Ok(ExitCode::SUCCESS)
 }
 

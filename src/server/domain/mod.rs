@@ -18,6 +18,7 @@ pub mod run_settings;
 pub mod runs;
 pub mod setup;
 pub mod slug;
+mod spans;
 pub mod stages;
 pub mod states;
 pub mod tokens;

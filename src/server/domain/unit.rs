@@ -13,6 +13,7 @@ use crate::{
         store::{self, WriteTx},
         wake::Topic,
     },
+    trace::Span,
 };
 
 /// Everything a rule needs to change things. Undone when dropped without [`Unit::commit`].
@@ -23,6 +24,7 @@ pub struct Unit<'a> {
     tx: WriteTx,
     wakes: Vec<Topic>,
     changed: Vec<Changed>,
+    spans: Vec<Span>,
 }
 
 /// A pool that is different by the unit.
@@ -38,7 +40,7 @@ impl<'a> Unit<'a> {
     /// When the database is not reachable.
     pub async fn begin(app: &'a AppState) -> Result<Self> {
         let tx = app.store.begin().await?;
-        Ok(Self { app, now: app.clock.now_ms(), tx, wakes: Vec::new(), changed: Vec::new() })
+        Ok(Self { app, now: app.clock.now_ms(), tx, wakes: Vec::new(), changed: Vec::new(), spans: Vec::new() })
     }
 
     /// Wakes those who wait for `topic`, once the unit is committed.
@@ -46,6 +48,11 @@ impl<'a> Unit<'a> {
         if !self.wakes.contains(&topic) {
             self.wakes.push(topic);
         }
+    }
+
+    /// A span of the control plane for the run's trace, once the unit is committed.
+    pub fn record(&mut self, span: Span) {
+        self.spans.push(span);
     }
 
     /// Tells those who watch pools, once the unit is committed, that something about this one is different: its
@@ -89,7 +96,11 @@ impl<'a> Unit<'a> {
         for topic in &self.wakes {
             self.app.wakes.wake(topic);
         }
-        Ok(committed?)
+        committed?;
+        for span in self.spans {
+            self.app.trace.record(span);
+        }
+        Ok(())
     }
 
     async fn changed_of_accounts(&mut self) -> Result<Vec<(AccountId, PoolId, bool)>> {

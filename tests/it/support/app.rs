@@ -249,6 +249,7 @@ async fn open(data: &std::path::Path, policy: Policy, clock: Clock) -> App {
         public_url: None,
         admin_token: Some(ADMIN_TOKEN.into()),
         policy,
+        trace: Default::default(),
     };
     serve::open(config, clock).await.unwrap()
 }

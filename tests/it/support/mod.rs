@@ -6,6 +6,7 @@ pub mod agents;
 pub mod app;
 pub mod cli;
 pub mod cluster;
+pub mod collector;
 pub mod desk;
 pub mod docker;
 pub mod e2e;

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 use terrapool::agent::executor::Choice;
 use tokio::process::Command;
@@ -15,7 +16,7 @@ use tokio::process::Command;
 use super::{
     admin::Admin,
     app::ADMIN_TOKEN,
-    cli::{Access, Cli, Engine, Running, cloud_block},
+    cli::{Access, Cli, Engine, Output, Running, cloud_block},
     docker::containers,
     poll::eventually,
     proc::processes_with,
@@ -42,13 +43,20 @@ pub struct ServerProgram {
     port: u16,
     running: Option<Running>,
     pub admin: Admin,
+    /// Added to its environment.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl ServerProgram {
     pub async fn start(data: &Path) -> Self {
+        Self::start_with(data, Vec::new()).await
+    }
+
+    /// With this in its environment.
+    pub async fn start_with(data: &Path, environment: Vec<(&'static str, String)>) -> Self {
         let port = free_port();
         let admin = Admin::new(format!("http://localhost:{port}"), ADMIN_TOKEN.to_owned());
-        let mut server = Self { data: data.to_owned(), port, running: None, admin };
+        let mut server = Self { data: data.to_owned(), port, running: None, admin, environment };
         server.start_again().await;
         server
     }
@@ -56,7 +64,7 @@ impl ServerProgram {
     pub async fn start_again(&mut self) {
         let mut command = terrapool();
         command.arg("server").arg("--data").arg(&self.data).args(["--listen", &format!("127.0.0.1:{}", self.port)]);
-        command.env("TERRAPOOL_ADMIN_TOKEN", ADMIN_TOKEN);
+        command.env("TERRAPOOL_ADMIN_TOKEN", ADMIN_TOKEN).envs(self.environment.iter().cloned());
         let running = self.running.insert(Running::program("terrapool server", command));
         running.until("the control plane is ready").await;
     }
@@ -64,6 +72,13 @@ impl ServerProgram {
     /// SIGKILL.
     pub async fn kill(&mut self) {
         self.running.take().unwrap().kill().await;
+    }
+
+    /// SIGTERM; what it said and ended with.
+    pub async fn terminate(&mut self) -> Output {
+        let running = self.running.take().unwrap();
+        running.signal(Signal::TERM);
+        running.end().await
     }
 
     pub fn access(&self) -> Access {
@@ -86,6 +101,8 @@ pub struct AgentProgram {
     name: String,
     token: String,
     choice: Choice,
+    /// Added to its environment.
+    pub environment: Vec<(&'static str, String)>,
     pub running: Option<Running>,
 }
 
@@ -97,6 +114,7 @@ impl AgentProgram {
             name: name.to_owned(),
             token: token.to_owned(),
             choice,
+            environment: Vec::new(),
             running: None,
         }
     }
@@ -117,12 +135,20 @@ impl AgentProgram {
         command.args(["agent", "run", "--url", &self.url, "--name", &self.name, "--concurrency", "1"]);
         command.arg("--executor").arg(if self.choice == Choice::Docker { "docker" } else { "process" });
         command.arg("--data").arg(self.data.path()).env("TERRAPOOL_POOL_TOKEN", &self.token);
+        command.envs(self.environment.iter().cloned());
         self.running.insert(Running::program(&format!("terrapool agent {}", self.name), command))
     }
 
     /// SIGKILL; what it had started lives on.
     pub async fn kill(&mut self) {
         self.running.take().unwrap().kill().await;
+    }
+
+    /// SIGTERM; what it said and ended with.
+    pub async fn terminate(&mut self) -> Output {
+        let running = self.running.take().unwrap();
+        running.signal(Signal::TERM);
+        running.end().await
     }
 
     pub fn said(&self) -> String {

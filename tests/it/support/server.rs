@@ -107,6 +107,7 @@ async fn open(data: &TempDir, http: SocketAddr, https: SocketAddr) -> Opened {
         public_url: None,
         admin_token: Some(SecretString::from(ADMIN_TOKEN)),
         policy: Policy::default(),
+        trace: Default::default(),
     };
     let app = serve::open(config, Clock::real()).await.unwrap();
     let listeners =

@@ -12,6 +12,7 @@ use crate::{
         domain::{
             logs,
             model::{Cancel, Job, Run, StageStatus},
+            spans,
             unit::Unit,
         },
         error::{Error, Result},
@@ -120,6 +121,7 @@ pub(in crate::server::domain) async fn fail(
 /// What follows when a run has ended: its stages end, its jobs leave the queue, its workspace goes to the next.
 pub(super) async fn close(unit: &mut Unit<'_>, run: &Run) -> Result<()> {
     unit.app.metrics.run_ended(run.status.as_str(), run.error_code.as_deref().unwrap_or_default());
+    spans::of_run(unit, run).await?;
     for job in store::jobs::of_run(unit, &run.id).await? {
         abandon(unit, &job, "abandoned").await?;
     }
@@ -165,6 +167,8 @@ pub(in crate::server::domain) async fn abandon(unit: &mut Unit<'_>, job: &Job, o
         ended_at: unit.now,
     };
     store::jobs::insert_ended(unit, &ended).await?;
+    let now = unit.now;
+    unit.record(spans::of_stage(job, outcome, Some(outcome), now));
     unit.wake(Topic::Agent(agent.clone()));
     Ok(())
 }
