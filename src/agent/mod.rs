@@ -377,7 +377,7 @@ async fn work(agent: &Arc<Agent>) -> Result<(), Error> {
         }
         agent.done.cancel();
     };
-    let (fatal, (), ()) = tokio::join!(heartbeat, jobs, warm::keep(agent));
+    let (fatal, (), ()) = tokio::join!(heartbeat, jobs, Box::pin(warm::keep(agent)));
     if let Some(fatal) = fatal {
         return Err(fatal.into());
     }

@@ -72,7 +72,7 @@ async fn a_job_takes_a_waiting_container_for_good_and_another_is_made() {
         let waiting = settle(&host, ROOM).await;
         let spec = spec(Stage::Plan);
         let (dir, id) = started(&host, &spec, WAIT).await;
-        assert_eq!(waiting, [id.clone()]);
+        assert_eq!(waiting, std::slice::from_ref(&id));
         assert!(!used.contains(&id), "a container had two jobs");
         used.push(id);
         // With the job at work.
@@ -91,16 +91,15 @@ async fn a_job_that_wants_another_container_gets_one_of_its_own_and_such_ones_wa
     let cloud = Cloud::without_metadata();
     let host = host(&cloud, 1, |_| {}).await;
     let image = busybox_image();
-    let changes: [(&str, &dyn Fn(&mut JobSpec)); 4] = [
-        ("memory", &|spec| spec.limits.memory_bytes = Some(512 << 20)),
-        ("processes", &|spec| spec.limits.pids = Some(99)),
-        ("root", &|spec| spec.run_as_root = true),
-        ("image", &|spec| spec.image = Some(image.name.clone())),
-    ];
-    for (what, change) in changes {
+    for what in ["memory", "processes", "root", "image"] {
         let waiting = settle(&host, ROOM).await;
         let mut other = spec(Stage::Plan);
-        change(&mut other);
+        match what {
+            "memory" => other.limits.memory_bytes = Some(512 << 20),
+            "processes" => other.limits.pids = Some(99),
+            "root" => other.run_as_root = true,
+            _ => other.image = Some(image.name.clone()),
+        }
         let (dir, id) = started(&host, &other, WAIT).await;
         assert!(!waiting.contains(&id), "{what}");
         stopped(&host, &other, &dir).await;
