@@ -93,6 +93,7 @@ impl Metrics {
         registry.register("build", "Version of the program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("slots", "Jobs that this agent takes at a time", ConstGauge::new(now.slots));
         registry.register("jobs", "Jobs that this agent has now", ConstGauge::new(now.jobs));
+        registry.register("warm", "Containers that wait for a job", ConstGauge::new(now.warm));
         let accepts = i64::from(now.accepts);
         registry.register(
             "accepts_jobs",
@@ -122,6 +123,7 @@ impl Metrics {
 struct Now {
     slots: i64,
     jobs: i64,
+    warm: i64,
     accepts: bool,
     dropped_spans: u64,
 }
@@ -132,6 +134,7 @@ impl Now {
         Self {
             slots: number(agent.slots()),
             jobs: number(agent.jobs.count()),
+            warm: number(agent.executor.waiting()),
             accepts: !agent.shutdown.drain.is_cancelled() && !*agent.cordoned.borrow() && agent.trouble().is_none(),
             dropped_spans: agent.config.trace.dropped(),
         }
@@ -192,10 +195,11 @@ mod tests {
         metrics.reported(Stage::Apply, &FinishRequest { outcome: Outcome::Canceled, ..finish });
         metrics.claim_failed();
         metrics.heartbeat_failed();
-        let text = metrics.text(&Now { slots: 5, jobs: 2, accepts: true, dropped_spans: 7 });
+        let text = metrics.text(&Now { slots: 5, jobs: 2, warm: 1, accepts: true, dropped_spans: 7 });
         for line in [
             "terrapool_agent_slots 5",
             "terrapool_agent_jobs 2",
+            "terrapool_agent_warm 1",
             "terrapool_agent_accepts_jobs 1",
             "terrapool_agent_stages_total{stage=\"plan\",outcome=\"finished\"} 1",
             "terrapool_agent_stages_total{stage=\"apply\",outcome=\"canceled\"} 1",

@@ -29,6 +29,7 @@ mod remote;
 mod service;
 mod state;
 mod sweep;
+mod warm;
 
 use std::{
     collections::BTreeMap,
@@ -380,7 +381,7 @@ async fn work(agent: &Arc<Agent>) -> Result<(), Error> {
         }
         agent.done.cancel();
     };
-    let (fatal, ()) = tokio::join!(heartbeat, jobs);
+    let (fatal, (), ()) = tokio::join!(heartbeat, jobs, Box::pin(warm::keep(agent)));
     if let Some(fatal) = fatal {
         return Err(fatal.into());
     }

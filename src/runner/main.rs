@@ -2,7 +2,7 @@
 //! its argument: reads `steps`, runs them with their output in `log`, heeds `cancel`, writes `result`.
 //!
 //! `runner wait VOLUME` stands ready until a job directory is handed over ([`wait`]), in a container that was started
-//! before its job was known.
+//! before its job was known; `runner wait LINE JOB` does so where the two lie apart.
 //!
 //! Compiled by `build.rs` as a static program of its own: the standard library and nothing else, no name service, no
 //! threads. As process id 1 it reaps whatever is left to it, and nothing that a stage started outlives it.
@@ -38,8 +38,21 @@ fn main() -> ExitCode {
     sys::hold_signals();
     sys::adopt_orphans();
     let mut args = std::env::args_os().skip(1);
-    let (dir, mut outside) = match (args.next(), args.next()) {
-        (Some(word), Some(place)) if word == "wait" => match wait::wait(Path::new(&place)) {
+    // Held to the end: its agent sees by it that the runner lives.
+    let mut _line = None;
+    let (dir, mut outside) = match (args.next(), args.next(), args.next()) {
+        (Some(word), Some(line), Some(job)) if word == "wait" => match wait::stand_by(Path::new(&line), Path::new(&job)) {
+            Ok(Some(line)) => {
+                _line = Some(line);
+                (PathBuf::from(job), Outside::default())
+            }
+            Ok(None) => return ExitCode::SUCCESS,
+            Err(message) => {
+                complain(&message);
+                return ExitCode::from(NO_RESULT);
+            }
+        },
+        (Some(word), Some(place), None) if word == "wait" => match wait::wait(Path::new(&place)) {
             Ok(Some(agent)) => (Path::new(&place).join(volume::JOB), Outside { agent: Some(agent) }),
             Ok(None) => return ExitCode::SUCCESS,
             Err(message) => {
@@ -47,8 +60,8 @@ fn main() -> ExitCode {
                 return ExitCode::from(NO_RESULT);
             }
         },
-        (Some(dir), _) => (PathBuf::from(dir), Outside::default()),
-        (None, _) => {
+        (Some(dir), ..) => (PathBuf::from(dir), Outside::default()),
+        (None, ..) => {
             complain("the runner needs the job directory as its first argument");
             return ExitCode::from(NO_RESULT);
         }

@@ -17,6 +17,7 @@ mod agent_executor_memory;
 mod agent_executor_reach;
 mod agent_executor_runs;
 mod agent_executor_slugs;
+mod agent_executor_warm;
 mod agent_flow;
 mod agent_hooks;
 mod agent_hooks_containers;

@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use docker::{Cause as DockerCause, Docker, look};
+pub use docker::{Cause as DockerCause, Docker, Room, look};
 pub use isolation::{Isolation, NETWORK, Pull, Users};
 pub use process::Process;
 pub use sidecar::{Sidecar, place_runner};
@@ -102,6 +102,8 @@ pub struct Settings {
     pub docker_host: Option<String>,
     /// Docker: how run containers are kept apart from host and network.
     pub isolation: Isolation,
+    /// Docker: containers that are kept waiting for a job.
+    pub warm: usize,
     /// Image for jobs that name none; absent: a minimal image made from this host's files.
     pub default_image: Option<String>,
     /// Sidecar: the volume that agent and run container share; absolute.
@@ -136,6 +138,7 @@ impl Settings {
             instance,
             docker_host: None,
             isolation: Isolation::default(),
+            warm: 0,
             default_image: None,
             volume: crate::api::sidecar::VOLUME.into(),
             run_image: None,
@@ -477,6 +480,35 @@ impl Executor {
             Self::Docker(docker) => docker.remove(spec).await,
             Self::Sidecar(sidecar) => sidecar.remove(dir).await,
             Self::Process(process) => process.remove(dir, spec).await,
+        }
+    }
+
+    /// Has containers waiting for jobs, as many as the settings want and `room` allows; those of no use are removed. Makes
+    /// one at most; says whether there is more to do at once.
+    ///
+    /// # Errors
+    /// When Docker refuses or does not answer; call it again later.
+    pub async fn keep_warm(&self, room: Room) -> Result<bool> {
+        match self {
+            Self::Docker(docker) => docker.keep_warm(room).await,
+            Self::Sidecar(_) | Self::Process(_) => Ok(false),
+        }
+    }
+
+    /// Resolves when [`Self::keep_warm`] is to be called again, whatever else has happened.
+    pub async fn warm_changed(&self) {
+        match self {
+            Self::Docker(docker) => docker.warm_changed().await,
+            Self::Sidecar(_) | Self::Process(_) => std::future::pending().await,
+        }
+    }
+
+    /// Containers that wait for a job now.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        match self {
+            Self::Docker(docker) => docker.waiting(),
+            Self::Sidecar(_) | Self::Process(_) => 0,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The embedded runner, written out where containers and processes can be started from.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::Write,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -35,6 +35,18 @@ pub(super) fn install(data: &Path) -> Result<PathBuf> {
     };
     write().map_err(doing)?;
     Ok(path)
+}
+
+/// A runner that waits, or has waited, lives: it holds this lock, from which the kernel parts it at its end only.
+pub(super) fn holds(lock: &File) -> bool {
+    match lock.try_lock_shared() {
+        Ok(()) => {
+            // Held on, it would be in the way of a runner that is about to take it.
+            drop(lock.unlock());
+            false
+        }
+        Err(_) => true,
+    }
 }
 
 /// Sixteen hexadecimal digits of the SHA-256.

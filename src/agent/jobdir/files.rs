@@ -182,6 +182,41 @@ impl JobDir {
         Some(self.root.join(FOLDER)).filter(|folder| folder.is_dir())
     }
 
+    /// Makes `place` the job's directory: all that is here moves there, and then it takes this one's name. What is mounted
+    /// of `place` stays mounted. It has nothing in it but a folder of hooks, which stays the one it is, and lies on the same
+    /// file system. Only for a directory that is set up, before the start.
+    ///
+    /// # Errors
+    /// When it was interrupted, and the directory is not set up any more.
+    pub(in crate::agent) async fn move_to(&self, place: PathBuf) -> Result<()> {
+        let dir = self.clone();
+        super::blocking(move || dir.move_to_now(&place)).await
+    }
+
+    fn move_to_now(&self, place: &Path) -> Result<()> {
+        let doing = || Error::io(format!("move the job directory {}", self.root.display()));
+        // A half of a configuration would be another configuration: until all is moved, nothing can be started here.
+        let (ready, moving) = (self.beside("ready"), self.beside("moving"));
+        fs::rename(&ready, &moving).map_err(doing())?;
+        let move_all = |from: &Path, to: &Path| {
+            for entry in fs::read_dir(from)? {
+                let entry = entry?;
+                if from == self.root && entry.file_name() == FOLDER {
+                    continue;
+                }
+                fs::rename(entry.path(), to.join(entry.file_name()))?;
+            }
+            Ok(())
+        };
+        if self.hooks().is_some() {
+            let folder = self.root.join(FOLDER);
+            let moved = move_all(&folder, &place.join(FOLDER)).and_then(|()| fs::remove_dir(&folder));
+            moved.map_err(doing())?;
+        }
+        move_all(&self.root, place).and_then(|()| fs::rename(place, &self.root)).map_err(doing())?;
+        fs::rename(moving, ready).map_err(doing())
+    }
+
     pub(super) fn pack_plan_now(&self) -> Result<Option<PathBuf>> {
         let doing = || Error::io("pack the plan");
         let Some(plan) = self.open_in_config(PLAN_FILE)? else { return Ok(None) };

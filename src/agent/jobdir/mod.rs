@@ -473,7 +473,7 @@ impl JobDir {
     fn remove_now(&self) -> Result<()> {
         let doing = || Error::io(format!("remove the job directory {}", self.root.display()));
         // The spec first: a directory without one is what scan() clears away.
-        for extension in ["json", "json.tmp", "ready", "pid", "plan.tgz"] {
+        for extension in ["json", "json.tmp", "ready", "moving", "pid", "plan.tgz"] {
             beneath::remove_any(&self.beside(extension)).map_err(doing())?;
         }
         if self.placement.kind == ExecutorKind::Process {

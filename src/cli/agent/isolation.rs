@@ -39,6 +39,10 @@ pub(in crate::cli) struct IsolationArgs {
     /// Where the engine maps users (userns-remap): `engine` keeps run containers mapped, `host` does not.
     #[arg(long, env = "TERRAPOOL_AGENT_USERNS", default_value = "host", value_name = "WHOSE")]
     userns: Users,
+    /// Containers that are started before there is a job and wait for one, each for one job. They and the runs together are
+    /// never more than --concurrency.
+    #[arg(long, env = "TERRAPOOL_AGENT_WARM", default_value_t = 0, value_name = "COUNT")]
+    warm: usize,
     /// Memory of a run whose pool sets none, as 4GiB. Default: 2GiB.
     #[arg(long, env = "TERRAPOOL_AGENT_RUN_MEMORY", value_name = "SIZE", value_parser = size)]
     run_memory: Option<u64>,
@@ -69,12 +73,14 @@ impl IsolationArgs {
             pull,
             container_runtime: runtime,
             userns: users,
+            warm,
             run_memory,
             run_cpus: cpu_millis,
             run_pids: pids,
             run_tmp,
             run_disk: disk_bytes,
         } = self;
+        settings.warm = warm;
         let tmp_bytes = run_tmp.unwrap_or(settings.isolation.tmp_bytes);
         settings.limits =
             Limits { memory_bytes: run_memory.and_then(|bytes| i64::try_from(bytes).ok()), cpu_millis, pids };
@@ -139,7 +145,8 @@ mod tests {
 
     #[test]
     fn without_options_everything_that_can_be_blocked_is() {
-        let Settings { isolation, limits, .. } = settings(&[]).unwrap();
+        let Settings { isolation, limits, warm, .. } = settings(&[]).unwrap();
+        assert_eq!(warm, 0);
         assert!(isolation.block_metadata && isolation.block_host && !isolation.require_block);
         assert_eq!(
             (isolation.network.as_str(), isolation.pull, isolation.users),
@@ -152,13 +159,14 @@ mod tests {
     fn every_option_arrives() {
         let arguments = "--network own --block-metadata=false --block-host=false --require-network-block --pull always \
             --allowed-image alpine:3 --allowed-image ghcr.io/acme/*,b --container-runtime runsc --userns engine \
-            --run-memory 4GiB --run-cpus 0.5 --run-pids 99 --run-tmp 1g --run-disk 10GB";
-        let Settings { isolation, limits, .. } = settings(&arguments.split_whitespace().collect::<Vec<_>>()).unwrap();
+            --warm 3 --run-memory 4GiB --run-cpus 0.5 --run-pids 99 --run-tmp 1g --run-disk 10GB";
+        let Settings { isolation, limits, warm, .. } =
+            settings(&arguments.split_whitespace().collect::<Vec<_>>()).unwrap();
         assert!(!isolation.block_metadata && !isolation.block_host && isolation.require_block);
         assert_eq!((isolation.network.as_str(), isolation.pull, isolation.users), ("own", Pull::Always, Users::Engine));
         let allowed: Vec<String> = isolation.allowed_images.iter().map(ToString::to_string).collect();
         assert_eq!(allowed, ["alpine:3", "ghcr.io/acme/*", "b"]);
-        assert_eq!(isolation.runtime.as_deref(), Some("runsc"));
+        assert_eq!((isolation.runtime.as_deref(), warm), (Some("runsc"), 3));
         assert_eq!((isolation.tmp_bytes, isolation.disk_bytes), (1 << 30, Some(10 << 30)));
         assert_eq!(limits, Limits { memory_bytes: Some(4 << 30), cpu_millis: Some(500), pids: Some(99) });
     }

@@ -27,4 +27,5 @@ pub mod served;
 pub mod server;
 pub mod sim_agent;
 pub mod sources;
+pub mod warm;
 pub mod wire;

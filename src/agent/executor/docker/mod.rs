@@ -1,6 +1,7 @@
 //! Stages in containers of the host's Docker engine. The agent alone talks to the engine; a container knows its job
 //! directory and nothing else.
 
+mod facts;
 mod firewall;
 mod hold;
 mod image;
@@ -8,12 +9,17 @@ pub mod look;
 mod network;
 mod profile;
 mod reach;
+mod warm;
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bollard::{
     API_DEFAULT_VERSION,
-    models::{ContainerState, ContainerStateStatusEnum, SystemInfo},
+    models::{ContainerCreateBody, ContainerState, ContainerStateStatusEnum},
     query_parameters::{
         CreateContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
         RemoveContainerOptionsBuilder,
@@ -22,14 +28,14 @@ use bollard::{
 use tokio::{sync::OnceCell, time::Instant};
 
 use self::{
+    facts::Facts,
     hold::Hold,
     image::{Image, Minimal},
-    profile::Profile,
-    reach::Reach,
+    profile::{Content, Profile},
+    reach::{Reach, Way},
+    warm::{Warm, Wish},
 };
-use super::{
-    Error, Exit, Isolation, KILL_PATIENCE, POLL, Prepared, Pull, Result, Seen, Settings, Signal, Users, runner, set_up,
-};
+use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Pull, Result, Seen, Settings, Signal, Users, runner, set_up};
 use crate::{
     agent::jobdir::{JobDir, Placement},
     api::{
@@ -38,6 +44,8 @@ use crate::{
     },
     ids::JobId,
 };
+
+pub use warm::Room;
 
 /// What the engine answers when something is wrong.
 pub type Cause = bollard::errors::Error;
@@ -64,90 +72,7 @@ pub struct Docker {
     facts: Facts,
     minimal: OnceCell<Minimal>,
     reach: Reach,
-}
-
-/// What matters of the engine's description of itself.
-#[derive(Debug, Clone, Default)]
-struct Facts {
-    cores: Option<i64>,
-    selinux: bool,
-    /// The engine maps users of containers to others of the host.
-    maps_users: bool,
-    /// The host's user and group that users of containers are counted from, where the engine maps them.
-    base: Option<(u32, u32)>,
-    /// The engine runs as this user: root in a container is this user outside.
-    rootless: bool,
-    /// Names of its OCI runtimes.
-    runtimes: Vec<String>,
-    /// Its storage can limit a container's own layer.
-    quota: bool,
-}
-
-impl Facts {
-    fn of(info: &SystemInfo) -> Self {
-        let options = info.security_options.as_deref().unwrap_or_default();
-        let has =
-            |name: &str| options.iter().any(|option| option.split(',').any(|part| part == format!("name={name}")));
-        let mut runtimes: Vec<String> = info.runtimes.iter().flat_map(HashMap::keys).cloned().collect();
-        runtimes.sort();
-        Self {
-            cores: info.ncpu,
-            selinux: has("selinux"),
-            maps_users: has("userns"),
-            base: info.docker_root_dir.as_deref().and_then(base),
-            rootless: has("rootless"),
-            runtimes,
-            quota: has_quota(info),
-        }
-    }
-
-    /// Whether the engine can do what is asked of it.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] says what it cannot do, and the mend.
-    fn check(&self, isolation: &Isolation) -> Result<()> {
-        if let Some(runtime) = isolation.runtime.as_ref().filter(|runtime| !self.runtimes.contains(runtime)) {
-            let known = self.runtimes.join(", ");
-            return Err(Error::Refused(format!(
-                "the Docker engine has no OCI runtime `{runtime}` (--container-runtime): it has {known}. Install it and \
-                 name it in the engine's daemon.json under `runtimes`"
-            )));
-        }
-        if isolation.disk_bytes.is_some() && !self.quota {
-            return Err(Error::Refused(
-                "the Docker engine's storage cannot limit a container (--run-disk): that takes the driver overlay2 on xfs \
-                 with pquota, btrfs or zfs"
-                    .to_owned(),
-            ));
-        }
-        let mapped = isolation.users == Users::Engine && self.maps_users && !self.rootless;
-        if mapped && !(self.base.is_some() && rustix::process::geteuid().is_root()) {
-            return Err(Error::Refused(
-                "files cannot be given to the users that the Docker engine maps to (--userns=engine): the agent has to be \
-                 root, and the engine's data directory named after the users as userns-remap does"
-                    .to_owned(),
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// An engine that maps users keeps its data below `<uid>.<gid>`, so named after the first of each.
-fn base(data: &str) -> Option<(u32, u32)> {
-    let (uid, gid) = data.trim_end_matches('/').rsplit('/').next()?.split_once('.')?;
-    Some((uid.parse().ok()?, gid.parse().ok()?))
-}
-
-fn has_quota(info: &SystemInfo) -> bool {
-    let status = |name: &str| {
-        let mut rows = info.driver_status.iter().flatten();
-        rows.find(|row| row.first().is_some_and(|key| key == name)).and_then(|row| row.get(1)).map(String::as_str)
-    };
-    match info.driver.as_deref() {
-        Some("btrfs" | "zfs") => true,
-        Some("overlay2") => status("Backing Filesystem") == Some("xfs"),
-        _ => false,
-    }
+    warm: Warm,
 }
 
 fn failed(doing: impl Into<String>) -> impl FnOnce(Cause) -> Error {
@@ -203,12 +128,17 @@ impl Docker {
         let reach = Reach::new(settings.isolation.clone(), facts.rootless)?;
         let open = reach.make(&engine).await?.open;
         let runner = runner::install(&settings.data)?;
-        Ok((Self { engine, settings, runner, facts, minimal: OnceCell::new(), reach }, open))
+        let warm = Warm::new(&settings, facts.selinux);
+        Ok((Self { engine, settings, runner, facts, minimal: OnceCell::new(), reach, warm }, open))
     }
 
     /// Pool or agent want root.
     fn root(&self, spec: &JobSpec) -> bool {
-        spec.run_as_root || self.settings.run_as_root
+        self.is_root(spec.run_as_root)
+    }
+
+    fn is_root(&self, wanted: bool) -> bool {
+        wanted || self.settings.run_as_root
     }
 
     /// The host's users are those of the container, although the engine maps users.
@@ -217,12 +147,12 @@ impl Docker {
     }
 
     /// The user in the container, and whose the files must be on the host.
-    fn user(&self, spec: &JobSpec) -> ((u32, u32), Option<(u32, u32)>) {
+    fn user(&self, root: bool) -> ((u32, u32), Option<(u32, u32)>) {
         let own = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         let mapped = self.facts.maps_users && !self.facts.rootless && !self.host_users();
         let base = self.facts.base.filter(|_| mapped).unwrap_or_default();
         let outside = |(uid, gid): (u32, u32)| Some((base.0 + uid, base.1 + gid));
-        match (self.root(spec) || self.facts.rootless, own.0 == 0) {
+        match (root || self.facts.rootless, own.0 == 0) {
             (true, true) => ((0, 0), outside((0, 0))),
             (true, false) => ((0, 0), None),
             (false, true) => (NOBODY, outside(NOBODY)),
@@ -231,7 +161,7 @@ impl Docker {
     }
 
     pub(super) fn placement(&self, spec: &JobSpec) -> Placement {
-        Placement { owner: self.user(spec).1, ..Placement::of(ExecutorKind::Docker) }
+        Placement { owner: self.user(self.root(spec)).1, ..Placement::of(ExecutorKind::Docker) }
     }
 
     pub(super) async fn prepare(&self, spec: &JobSpec) -> Result<Prepared> {
@@ -247,8 +177,7 @@ impl Docker {
             }
             None => {
                 let engine = self.settings.engines.obtain(&spec.engine, lasting).await?;
-                let minimal = self.minimal.get_or_try_init(|| Minimal::new(NOBODY)).await?;
-                (minimal.obtain(&self.engine).await?, Some(engine))
+                (self.obtain_minimal().await?, Some(engine))
             }
         };
         let engine = match engine {
@@ -266,6 +195,10 @@ impl Docker {
         image::obtain(&self.engine, wanted, pull, self.settings.pull_timeout).await
     }
 
+    async fn obtain_minimal(&self) -> Result<Image> {
+        self.minimal.get_or_try_init(|| Minimal::new(NOBODY)).await?.obtain(&self.engine).await
+    }
+
     pub(super) async fn start(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
         match self.start_once(dir, spec, prepared).await {
             // Somebody prunes networks between two calls of ours: it is made anew.
@@ -279,11 +212,28 @@ impl Docker {
     async fn start_once(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
         let _hold = Hold::shared().await;
         let name = profile::name(spec);
-        match self.state(&name).await? {
-            Some(state) if state.status == Some(ContainerStateStatusEnum::CREATED) => {}
+        if self.warm.is_cut_short(&name) {
+            // An earlier attempt to hand the job over. Its container has not begun, and never will.
+            self.remove(spec).await?;
+        }
+        // At the same time: a run waits for all of them.
+        let (state, way, filled) =
+            tokio::join!(self.state(&name), self.reach.make(&self.engine), self.fill(dir, spec, prepared));
+        match state? {
+            // A directory that was made anew for it is filled by now.
+            Some(state) if state.status == Some(ContainerStateStatusEnum::CREATED) => filled?,
             Some(_) => return Ok(()),
             None if dir.has_begun() => return Ok(()),
-            None => self.create(dir, spec, prepared, &name).await?,
+            None => {
+                let way = filled.and(way)?;
+                if let Some(open) = &way.open {
+                    tracing::warn!(job = %spec.job_id, "{open}");
+                }
+                if self.hand_over(dir, spec, prepared, &way).await? {
+                    return Ok(());
+                }
+                self.create(dir, spec, prepared, &way).await?;
+            }
         }
         if let Err(error) = self.engine.start_container(&name, None).await {
             let failed = failed(format!(
@@ -301,42 +251,55 @@ impl Docker {
         Ok(())
     }
 
-    async fn create(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared, name: &str) -> Result<()> {
+    /// Everything that the stage needs is in its job directory then.
+    async fn fill(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
+        if dir.is_set_up() {
+            return Ok(());
+        }
         let engine = prepared.engine.as_ref().map(|_| profile::engine_path(spec));
-        let providers = &self.settings.providers;
-        if !dir.is_set_up() {
-            let cli_config = providers.mounted_at(profile::PROVIDERS);
-            let seen = Seen { dir: profile::JOB_DIR, engine: engine.as_deref(), tmp: Some("/tmp"), cli_config };
-            set_up(dir, spec, &self.settings, seen).await?;
-        }
-        let way = self.reach.make(&self.engine).await?;
-        if let Some(open) = way.open {
-            tracing::warn!(job = %spec.job_id, "{open}");
-        }
-        let (uid, gid) = self.user(spec).0;
+        let cli_config = self.settings.providers.mounted_at(profile::PROVIDERS);
+        let seen = Seen { dir: profile::JOB_DIR, engine: engine.as_deref(), tmp: Some("/tmp"), cli_config };
+        set_up(dir, spec, &self.settings, seen).await
+    }
+
+    async fn create(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared, way: &Way) -> Result<()> {
+        let hooks = dir.hooks();
+        let outside = Outside { job_dir: dir.path(), hooks: hooks.as_deref(), way };
+        let content = Content::Job { spec, engine: prepared.engine.as_deref() };
+        let body = self.body(&Wish::of(spec, prepared), content, outside)?;
+        self.create_container(&profile::name(spec), body).await
+    }
+
+    /// A run container to be: of a job, or of whoever comes.
+    fn body(&self, wish: &Wish, content: Content<'_>, outside: Outside<'_>) -> Result<ContainerCreateBody> {
+        let root = self.is_root(wish.root);
+        let (uid, gid) = self.user(root).0;
         let isolation = &self.settings.isolation;
-        let body = Profile {
-            spec,
-            image: prepared.image.as_deref().unwrap_or_default(),
+        Profile {
+            content,
+            image: &wish.image,
             instance: &self.settings.instance,
-            job_dir: dir.path(),
-            hooks: dir.hooks().as_deref(),
+            job_dir: outside.job_dir,
+            hooks: outside.hooks,
             runner: &self.runner,
-            engine: prepared.engine.as_deref(),
-            providers: providers.directory(),
+            providers: self.settings.providers.directory(),
             user: &format!("{uid}:{gid}"),
-            root: self.root(spec),
-            network: &way.network,
+            root,
+            network: &outside.way.network,
             runtime: isolation.runtime.as_deref(),
             tmp_bytes: isolation.tmp_bytes,
             disk_bytes: isolation.disk_bytes,
+            job_limits: &wish.limits,
             limits: &self.settings.limits,
             cores: self.facts.cores,
             selinux: self.facts.selinux,
             host_users: self.host_users(),
             grace_seconds: self.settings.grace.as_secs(),
         }
-        .body()?;
+        .body()
+    }
+
+    async fn create_container(&self, name: &str, body: ContainerCreateBody) -> Result<()> {
         let options = CreateContainerOptionsBuilder::new().name(name).build();
         match self.engine.create_container(Some(options), body).await {
             // Somebody was faster: it is the same job and epoch.
@@ -358,6 +321,9 @@ impl Docker {
             if dir.has_result() {
                 return Ok(Exit::Result);
             }
+            if self.warm.is_cut_short(&name) {
+                return Ok(gone(None));
+            }
             if looked.is_none_or(|at| at.elapsed() >= LOOK) {
                 looked = Some(Instant::now());
                 self.reach.renew().await;
@@ -372,7 +338,9 @@ impl Docker {
     }
 
     pub(super) async fn is_alive(&self, spec: &JobSpec) -> Result<bool> {
-        Ok(self.state(&profile::name(spec)).await?.is_some_and(|state| state.running == Some(true)))
+        let name = profile::name(spec);
+        let runs = self.state(&name).await?.is_some_and(|state| state.running == Some(true));
+        Ok(runs && !self.warm.is_cut_short(&name))
     }
 
     async fn state(&self, name: &str) -> Result<Option<ContainerState>> {
@@ -410,7 +378,9 @@ impl Docker {
     }
 
     pub(super) async fn remove(&self, spec: &JobSpec) -> Result<()> {
-        self.remove_container(&profile::name(spec)).await
+        let name = profile::name(spec);
+        self.remove_container(&name).await?;
+        self.warm.forget(&name).await
     }
 
     async fn remove_container(&self, name: &str) -> Result<()> {
@@ -433,22 +403,52 @@ impl Docker {
     }
 
     pub(super) async fn sweep(&self, keep: &[JobRef]) -> Result<Vec<JobId>> {
+        let mut swept = Vec::new();
+        let kept = |job: &JobId, epoch: i64| keep.iter().any(|kept| kept.job_id == *job && kept.epoch == epoch);
+        for Found { id, name, job } in self.containers().await? {
+            // What was never told its job to the end is nobody's.
+            if job.as_ref().is_some_and(|(job, epoch)| kept(job, *epoch)) && !self.warm.is_cut_short(&name) {
+                continue;
+            }
+            self.remove_container(&id).await?;
+            swept.extend(job.map(|(job, _)| job));
+        }
+        let keep = keep.iter().map(|job| profile::name_of(job.job_id.as_str(), job.epoch)).collect();
+        self.warm.sweep(keep).await?;
+        Ok(swept)
+    }
+
+    /// This agent's containers, running or not.
+    async fn containers(&self) -> Result<Vec<Found>> {
         let ours = HashMap::from([("label", vec![format!("{}={}", profile::AGENT, self.settings.instance)])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&ours).build();
         let containers = self.engine.list_containers(Some(options)).await.map_err(failed("list the run containers"))?;
-        let mut swept = Vec::new();
-        for container in containers {
+        let found = containers.into_iter().filter_map(|container| {
             let labels = container.labels.unwrap_or_default();
-            let label = |name: &str| labels.get(name).map(String::as_str).unwrap_or_default();
-            let epoch = label(profile::EPOCH).parse::<i64>().ok();
-            let job = label(profile::JOB).parse::<JobId>();
-            let kept = |kept: &JobRef| kept.job_id.as_str() == label(profile::JOB) && Some(kept.epoch) == epoch;
-            let Some(id) = container.id.filter(|_| !keep.iter().any(kept)) else { continue };
-            self.remove_container(&id).await?;
-            swept.extend(job);
-        }
-        Ok(swept)
+            let names = container.names.unwrap_or_default();
+            let name = names.first().map(|name| name.trim_start_matches('/').to_owned()).unwrap_or_default();
+            let job = profile::job_of(&labels, &name);
+            Some(Found { id: container.id?, name, job })
+        });
+        Ok(found.collect())
     }
+}
+
+/// A container of this agent.
+#[derive(Debug)]
+struct Found {
+    id: String,
+    name: String,
+    /// Whose it is, with the epoch; absent: it waits.
+    job: Option<(JobId, i64)>,
+}
+
+/// Where a container's files lie on the host, and its way out of it.
+#[derive(Debug, Clone, Copy)]
+struct Outside<'a> {
+    job_dir: &'a Path,
+    hooks: Option<&'a Path>,
+    way: &'a Way,
 }
 
 /// It may still write a result.
@@ -461,48 +461,5 @@ fn gone(state: Option<&ContainerState>) -> Exit {
     Exit::Gone {
         code: state.and_then(|state| state.exit_code),
         out_of_memory: state.is_some_and(|state| state.oom_killed == Some(true)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn facts(change: impl FnOnce(&mut SystemInfo)) -> Facts {
-        let mut info = SystemInfo {
-            runtimes: Some(["runc", "runsc"].map(|name| (name.to_owned(), Default::default())).into()),
-            driver: Some("overlay2".to_owned()),
-            driver_status: Some(vec![vec!["Backing Filesystem".to_owned(), "extfs".to_owned()]]),
-            docker_root_dir: Some("/var/lib/docker".to_owned()),
-            ..SystemInfo::default()
-        };
-        change(&mut info);
-        Facts::of(&info)
-    }
-
-    #[test]
-    fn what_the_engine_cannot_do_is_refused_at_the_start() {
-        let facts_now = facts(|_| {});
-        facts_now.check(&Isolation::default()).unwrap();
-        facts_now.check(&Isolation { runtime: Some("runsc".to_owned()), ..Isolation::default() }).unwrap();
-        let error =
-            facts_now.check(&Isolation { runtime: Some("kata".to_owned()), ..Isolation::default() }).unwrap_err();
-        assert!(error.to_string().contains("`kata`") && error.to_string().contains("runc, runsc"), "{error}");
-        let disk = Isolation { disk_bytes: Some(1), ..Isolation::default() };
-        assert!(facts_now.check(&disk).unwrap_err().to_string().contains("--run-disk"));
-        let xfs = facts(|info| info.driver_status = Some(vec![vec!["Backing Filesystem".into(), "xfs".into()]]));
-        xfs.check(&disk).unwrap();
-        let maps = facts(|info| info.security_options = Some(vec!["name=userns".to_owned()]));
-        let engine = Isolation { users: Users::Engine, ..Isolation::default() };
-        // Its data directory does not say whom it maps to.
-        assert!(maps.check(&engine).unwrap_err().to_string().contains("--userns=engine"));
-    }
-
-    #[test]
-    fn an_engines_data_directory_tells_whom_it_maps_to() {
-        assert_eq!(base("/var/lib/docker/231072.231073"), Some((231_072, 231_073)));
-        for data in ["/var/lib/docker", "/var/lib/docker.d/x", "/var/lib/docker/a.b", "", "/"] {
-            assert_eq!(base(data), None, "{data}");
-        }
     }
 }

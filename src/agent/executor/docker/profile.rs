@@ -17,6 +17,7 @@ use super::{
 use crate::{
     agent::hooks::FOLDER,
     api::job::{JobSpec, Limits},
+    ids::JobId,
 };
 
 /// Labels of run containers: which job, which epoch, whose.
@@ -25,12 +26,16 @@ pub(super) const EPOCH: &str = "terrapool.dev/epoch";
 pub(super) const AGENT: &str = "terrapool.dev/agent";
 /// Label of run containers whose processes are root: `true`.
 pub(super) const ROOT: &str = "terrapool.dev/run-as-root";
+/// Label of containers that were started before their job was known: their own id. Labels cannot change, so from the
+/// hand-over on it is the name that tells the job.
+pub(super) const WARM: &str = "terrapool.dev/warm";
 
 /// Where the container finds what it is given.
 pub(super) const JOB_DIR: &str = "/terrapool/job";
 pub(super) const RUNNER: &str = "/terrapool/runner";
 pub(super) const ENGINE_DIR: &str = "/terrapool/engine";
 pub(super) const PROVIDERS: &str = "/terrapool/providers";
+pub(super) const LINE: &str = "/terrapool/line";
 
 /// Used where neither job nor agent say otherwise. Threads count as processes, and every provider has dozens.
 const PIDS: i64 = 1024;
@@ -43,14 +48,13 @@ const ROOT_CAPABILITIES: [&str; 7] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID
 /// A run container to be.
 #[derive(Debug)]
 pub(super) struct Profile<'a> {
-    pub spec: &'a JobSpec,
+    pub content: Content<'a>,
     pub image: &'a str,
     pub instance: &'a str,
     pub job_dir: &'a Path,
     /// The folder of hooks in the job directory, when it has one: no run may change them.
     pub hooks: Option<&'a Path>,
     pub runner: &'a Path,
-    pub engine: Option<&'a Path>,
     /// The mirror of provider packages on the host.
     pub providers: Option<&'a Path>,
     /// `uid:gid`
@@ -65,6 +69,8 @@ pub(super) struct Profile<'a> {
     pub tmp_bytes: u64,
     /// Room of the container's own layer, in bytes; absent: that of the host.
     pub disk_bytes: Option<u64>,
+    /// The job's limits.
+    pub job_limits: &'a Limits,
     /// The agent's limits, for what the job leaves open.
     pub limits: &'a Limits,
     /// Cores of the host: Docker refuses a limit above them.
@@ -76,9 +82,55 @@ pub(super) struct Profile<'a> {
     pub grace_seconds: u64,
 }
 
+/// What differs between a container that is made for a job and one that waits for any: labels, mounts and arguments,
+/// and nothing else.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Content<'a> {
+    Job {
+        spec: &'a JobSpec,
+        /// An engine of the host.
+        engine: Option<&'a Path>,
+    },
+    Warm {
+        id: &'a str,
+        /// Where the agent tells the runner that there is a job.
+        line: &'a Path,
+        /// Where the engine will lie.
+        engines: &'a Path,
+    },
+}
+
 /// Name of the container of a job.
 pub(super) fn name(spec: &JobSpec) -> String {
-    format!("terrapool-{}-{}", spec.job_id, spec.epoch)
+    name_of(spec.job_id.as_str(), spec.epoch)
+}
+
+/// Name of the container of a job of that id and epoch.
+pub(super) fn name_of(job: &str, epoch: i64) -> String {
+    format!("terrapool-{job}-{epoch}")
+}
+
+/// Name of a container that waits.
+pub(super) fn warm_name(id: &str) -> String {
+    format!("terrapool-warm-{id}")
+}
+
+/// Whose container this is, job and epoch, going by its labels or, for one that had waited, by its name.
+pub(super) fn job_of(labels: &HashMap<String, String>, name: &str) -> Option<(JobId, i64)> {
+    let (job, epoch) = match labels.contains_key(WARM) {
+        true => name.strip_prefix("terrapool-")?.rsplit_once('-')?,
+        false => (labels.get(JOB)?.as_str(), labels.get(EPOCH)?.as_str()),
+    };
+    Some((job.parse().ok()?, epoch.parse().ok()?))
+}
+
+/// What has to be equal in a container that waits and in the one that a job would get.
+pub(super) fn essence(mut body: ContainerCreateBody) -> ContainerCreateBody {
+    (body.labels, body.cmd) = (None, None);
+    if let Some(host) = &mut body.host_config {
+        host.binds = None;
+    }
+    body
 }
 
 /// Where the container finds an engine of the host.
@@ -90,18 +142,23 @@ impl Profile<'_> {
     /// # Errors
     /// [`Error::Refused`] when a mount or the network would open the host to the run.
     pub(super) fn body(&self) -> Result<ContainerCreateBody> {
-        let Self { spec, image, instance, user, .. } = *self;
-        let labels = [
-            (JOB, spec.job_id.to_string()),
-            (EPOCH, spec.epoch.to_string()),
-            (AGENT, instance.to_owned()),
-            (ROOT, self.root.to_string()),
-        ];
+        let Self { image, instance, user, .. } = *self;
+        let mut labels = vec![(AGENT, instance.to_owned()), (ROOT, self.root.to_string())];
+        let arguments = match self.content {
+            Content::Job { spec, .. } => {
+                labels.extend([(JOB, spec.job_id.to_string()), (EPOCH, spec.epoch.to_string())]);
+                vec![JOB_DIR.to_owned(), spec.epoch.to_string()]
+            }
+            Content::Warm { id, .. } => {
+                labels.push((WARM, id.to_owned()));
+                ["wait", LINE, JOB_DIR].map(str::to_owned).to_vec()
+            }
+        };
         Ok(ContainerCreateBody {
             image: Some(image.to_owned()),
             user: Some(user.to_owned()),
             entrypoint: Some(vec![RUNNER.to_owned()]),
-            cmd: Some(vec![JOB_DIR.to_owned(), spec.epoch.to_string()]),
+            cmd: Some(arguments),
             working_dir: Some("/".to_owned()),
             labels: Some(labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
             healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
@@ -112,7 +169,7 @@ impl Profile<'_> {
     }
 
     fn host(&self) -> Result<HostConfig> {
-        let limit = |of: fn(&Limits) -> Option<i64>| of(&self.spec.limits).or_else(|| of(self.limits));
+        let limit = |of: fn(&Limits) -> Option<i64>| of(self.job_limits).or_else(|| of(self.limits));
         let memory = limit(|limits| limits.memory_bytes).unwrap_or(MEMORY);
         let cores = limit(|limits| limits.cpu_millis).unwrap_or(CPU_MILLIS);
         let cores = self.cores.map_or(cores, |host| cores.min(host * 1000));
@@ -157,8 +214,15 @@ impl Profile<'_> {
         if let Some(hooks) = self.hooks {
             binds.push(bind(hooks, &format!("{JOB_DIR}/{FOLDER}"), &format!("ro{own}"))?);
         }
-        if let Some(engine) = self.engine {
-            binds.push(bind(engine, &engine_path(self.spec), &format!("ro{shared}"))?);
+        match self.content {
+            Content::Job { engine: None, .. } => {}
+            Content::Job { spec, engine: Some(engine) } => {
+                binds.push(bind(engine, &engine_path(spec), &format!("ro{shared}"))?);
+            }
+            Content::Warm { line, engines, .. } => {
+                binds.push(bind(line, LINE, &format!("ro{own}"))?);
+                binds.push(bind(engines, ENGINE_DIR, &format!("ro{own}"))?);
+            }
         }
         if let Some(providers) = self.providers {
             binds.push(bind(providers, PROVIDERS, &format!("ro{shared}"))?);
@@ -246,13 +310,12 @@ mod tests {
 
     fn profile<'a>(spec: &'a JobSpec, limits: &'a Limits) -> Profile<'a> {
         Profile {
-            spec,
+            content: Content::Job { spec, engine: Some(Path::new("/usr/bin/terraform")) },
             image: "sha256:00",
             instance: "i",
             job_dir: Path::new("/data/jobs/job-1"),
             hooks: None,
             runner: Path::new("/data/bin/runner"),
-            engine: Some(Path::new("/usr/bin/terraform")),
             providers: None,
             user: "65532:65532",
             root: false,
@@ -260,6 +323,7 @@ mod tests {
             runtime: None,
             tmp_bytes: 1 << 20,
             disk_bytes: None,
+            job_limits: &spec.limits,
             limits,
             cores: Some(8),
             selinux: false,
@@ -350,6 +414,53 @@ mod tests {
         assert_eq!(host.cap_add.unwrap(), ROOT_CAPABILITIES);
         assert_eq!((host.privileged, host.readonly_rootfs), (Some(false), Some(false)));
         assert_eq!(host.security_opt.unwrap(), ["no-new-privileges"]);
+    }
+
+    #[test]
+    fn a_container_that_waits_differs_in_labels_mounts_and_arguments_only() {
+        let (mut spec, limits) = (spec(), Limits::default());
+        spec.limits.memory_bytes = Some(1 << 30);
+        let [line, engines] = ["/data/warm/0a/line", "/data/warm/0a/engine"].map(Path::new);
+        let content = Content::Warm { id: "0a", line, engines };
+        let hooks = Some(Path::new("/data/warm/0a/job/hooks"));
+        let of = |profile: Profile<'_>| profile.body().unwrap();
+        let cold = of(profile(&spec, &limits));
+        let waiting = of(Profile { content, hooks, ..profile(&spec, &limits) });
+        assert_eq!(essence(waiting.clone()), essence(cold.clone()));
+        assert_eq!(waiting.cmd.as_ref().unwrap(), &["wait", "/terrapool/line", "/terrapool/job"]);
+        let binds = waiting.host_config.as_ref().unwrap().binds.as_ref().unwrap();
+        assert_eq!(
+            binds[2..],
+            [
+                "/data/warm/0a/job/hooks:/terrapool/job/hooks:ro",
+                "/data/warm/0a/line:/terrapool/line:ro",
+                "/data/warm/0a/engine:/terrapool/engine:ro"
+            ]
+        );
+        // That a difference would be seen.
+        let other = |profile: Profile<'_>| assert_ne!(essence(of(profile)), essence(waiting.clone()));
+        other(Profile { image: "sha256:01", ..profile(&spec, &limits) });
+        other(Profile { user: "0:0", root: true, ..profile(&spec, &limits) });
+        other(Profile { network: "n", ..profile(&spec, &limits) });
+        other(Profile { runtime: Some("runsc"), ..profile(&spec, &limits) });
+        other(Profile { tmp_bytes: 1, ..profile(&spec, &limits) });
+        other(Profile { disk_bytes: Some(1), ..profile(&spec, &limits) });
+        other(Profile { job_limits: &Limits::default(), ..profile(&spec, &limits) });
+        other(Profile { host_users: true, ..profile(&spec, &limits) });
+    }
+
+    #[test]
+    fn whose_a_container_is_comes_from_its_labels_or_its_name() {
+        let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let job = JobId::random();
+        let made = labels(&[(JOB, job.as_str()), (EPOCH, "3")]);
+        assert_eq!(job_of(&made, "terrapool-x-1"), Some((job.clone(), 3)));
+        let warm = labels(&[(WARM, "0a")]);
+        assert_eq!(job_of(&warm, &name_of(job.as_str(), 2)), Some((job, 2)));
+        for name in [warm_name("0a").as_str(), "terrapool-", "other", ""] {
+            assert_eq!(job_of(&warm, name), None, "{name}");
+        }
+        assert_eq!(job_of(&HashMap::new(), "terrapool-x-1"), None);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use rustix::fs::OFlags;
 
 pub use place::place_runner;
 
-use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Settings, Signal, set_up_in_place, volume};
+use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Settings, Signal, runner, set_up_in_place, volume};
 use crate::{
     agent::{
         engine::{self, Engines},
@@ -67,16 +67,8 @@ struct Runner {
 }
 
 impl Runner {
-    /// It holds its lock, from which the kernel parts it at its end only.
     fn lives(&self) -> bool {
-        match self.lock.try_lock_shared() {
-            Ok(()) => {
-                // Held on, it would be in the way of a runner that is started again.
-                drop(self.lock.unlock());
-                false
-            }
-            Err(_) => true,
-        }
+        runner::holds(&self.lock)
     }
 }
 
