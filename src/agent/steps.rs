@@ -406,6 +406,7 @@ env TF_VAR_TFC_WORKSPACE_NAME=demo
 env TF_VAR_TFC_WORKSPACE_SLUG=acme/demo
 env TF_WORKSPACE=
 env TMPDIR=/tmp
+env TRACEPARENT=00-4e65d3fbe8ad6535681b021b30785b12-0267577bb92b6b02-01
 step version
 arg @engine
 arg version
