@@ -60,7 +60,7 @@ fn descendants(id: u32) -> Vec<u32> {
 }
 
 fn is_runner(id: u32) -> bool {
-    fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name.trim() == "runner")
+    fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name.starts_with("runner"))
 }
 
 pub async fn idle(_version: &str) -> anyhow::Result<()> {
