@@ -1,7 +1,10 @@
 //! Which image a run gets: allow-lists, and the image of the plan for its apply. Needs a Docker engine.
 
 use terrapool::{
-    agent::executor::{Choice, Pull},
+    agent::{
+        executor::{Choice, Pull},
+        jobdir::JobDir,
+    },
     api::{agent::reason, job::Stage},
 };
 
@@ -109,14 +112,13 @@ async fn the_control_plane_binds_an_apply_to_its_plan() {
     let mut config = plane.config("a");
     config.executor.choice = Choice::Docker;
     config.executor.default_image = Some(name.clone());
-    let jobs = config.data.join("jobs");
+    let data = config.data.clone();
     let agent = RunningAgent::start(config).await;
     let run = plane.run("echo waits; until [ -e go ]; do sleep 0.1; done", "cat /content").await;
     eventually("the plan waits", async || plane.log(run.plan_id.as_str()).await.contains("waits")).await;
     let moved = shell_and("another image");
-    for job in std::fs::read_dir(jobs).unwrap() {
-        std::fs::write(job.unwrap().path().join("config/go"), "").unwrap();
-    }
+    let waiting = JobDir::scan(&data).await.unwrap();
+    std::fs::write(waiting[0].1.path().join("config/go"), "").unwrap();
     let run = plane.until(&run, RunState::Applied).await;
     let said = plane.log(run.apply_id.as_str()).await;
     assert!(said.contains("the image of the plan") && !said.contains("another image"), "{said}");

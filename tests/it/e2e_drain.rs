@@ -75,13 +75,13 @@ async fn draining_a_node_takes_an_idle_agent_at_once_and_a_busy_one_when_it_is_d
 
     // Busy.
     world.kubectl().run(&["delete", "pods", "--selector=terrapool.dev/pool=moving"]);
-    world.pods_become("moving", "one is ready there again", |pods| there(pods) && on(&pods[0])).await;
+    let plans = world.pods_become("moving", "one is ready there again", |pods| there(pods) && on(&pods[0])).await;
     let workspace = world.make_workspace("app").await;
     let configuration = world.upload(&workspace, CONFIGURATION).await;
     world.link_becomes("app", "Ready", "True").await;
     let run = world.queue(&workspace, &configuration).await;
     world.run_becomes(&run, "applying").await;
-    the_one_that_applies_is_protected(&world, &node).await;
+    the_one_that_applies_is_protected(&world, &node, name(&plans[0])).await;
     let uncordon = Uncordon(&world, node.clone());
     let mut draining = drain(&world, &node);
     draining.until("evicting pod").await;
@@ -95,14 +95,15 @@ async fn draining_a_node_takes_an_idle_agent_at_once_and_a_busy_one_when_it_is_d
     assert!(String::from_utf8_lossy(&log).contains("done"), "{}", String::from_utf8_lossy(&log));
 }
 
-/// The Pod of the agent that has the job is marked. Before, it would be let go: it finishes its job then, within its
-/// time to end.
-async fn the_one_that_applies_is_protected(world: &World, node: &str) {
+/// The Pod of the agent that has the apply is marked. Before, it would be let go: it finishes its job then, within its
+/// time to end. The agent that planned, each has one job, may still be told as busy.
+async fn the_one_that_applies_is_protected(world: &World, node: &str, planned: &str) {
     let pool = world.pool("moving").await["status"]["poolID"].as_str().unwrap().to_owned();
     let protected = world.until("the Pod with the job is on the node and marked", async || {
         let demand = world.admin.get(&format!("/api/iacp/v3/agent-pools/{pool}/demand")).await;
         let agents = demand["agents"].as_array().unwrap();
-        let working = agents.iter().find(|agent| agent["jobs"] != 0).map(|agent| agent["name"].clone());
+        let working = agents.iter().find(|agent| agent["jobs"] != 0 && agent["name"] != planned);
+        let working = working.map(|agent| agent["name"].clone());
         let pods = world.pods("moving").await;
         let marked =
             |pod: &Value| pod["metadata"]["labels"]["terrapool.dev/busy"] == "true" && pod["spec"]["nodeName"] == node;
