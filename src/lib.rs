@@ -46,6 +46,7 @@ pub mod client;
 pub mod clock;
 pub mod crd;
 pub mod files;
+pub mod hash;
 pub mod http;
 pub mod ids;
 pub mod jsonapi;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::record;
-use crate::{api::agent::RegisterResponse, ids::AgentId};
+use crate::{api::agent::RegisterResponse, hash::hex, ids::AgentId};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -109,7 +109,7 @@ pub(super) fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a str>) -> Strin
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize()[..16])
 }
 
 /// `ID_VERSION` of os-release text, as `centos_8`.

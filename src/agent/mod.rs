@@ -66,6 +66,7 @@ use crate::{
     },
     client::{self, agent::AgentClient},
     clock::Clock,
+    hash::hex,
     http,
     ids::AgentId,
     shutdown::Shutdown,
@@ -534,5 +535,5 @@ fn address(url: &Url) -> Option<String> {
 
 /// 128 random bits as text.
 fn random_text() -> String {
-    rand::rng().random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(rand::rng().random::<[u8; 16]>())
 }

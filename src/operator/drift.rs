@@ -4,14 +4,14 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::crd::quantity;
+use crate::{crd::quantity, hash::hex};
 
 /// Annotation with the hash of the manifest that was applied last: tells that something was taken out of it.
 const APPLIED: &str = "/metadata/annotations/terrapool.dev~1applied";
 
 fn hash(manifest: &Value) -> String {
     // Maps of serde_json are sorted by key: the same manifest is the same text.
-    Sha256::digest(manifest.to_string()).iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(manifest.to_string())[..12])
 }
 
 /// The manifest as it is applied: with its seal.

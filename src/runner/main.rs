@@ -38,31 +38,25 @@ fn main() -> ExitCode {
     sys::hold_signals();
     sys::adopt_orphans();
     let mut args = std::env::args_os().skip(1);
-    // Held to the end: its agent sees by it that the runner lives.
-    let mut _line = None;
-    let (dir, mut outside) = match (args.next(), args.next(), args.next()) {
-        (Some(word), Some(line), Some(job)) if word == "wait" => match wait::stand_by(Path::new(&line), Path::new(&job)) {
-            Ok(Some(line)) => {
-                _line = Some(line);
-                (PathBuf::from(job), Outside::default())
-            }
-            Ok(None) => return ExitCode::SUCCESS,
-            Err(message) => {
-                complain(&message);
-                return ExitCode::from(NO_RESULT);
-            }
-        },
-        (Some(word), Some(place), None) if word == "wait" => match wait::wait(Path::new(&place)) {
-            Ok(Some(agent)) => (Path::new(&place).join(volume::JOB), Outside { agent: Some(agent) }),
-            Ok(None) => return ExitCode::SUCCESS,
-            Err(message) => {
-                complain(&message);
-                return ExitCode::from(NO_RESULT);
-            }
-        },
-        (Some(dir), ..) => (PathBuf::from(dir), Outside::default()),
-        (None, ..) => {
-            complain("the runner needs the job directory as its first argument");
+    let job = match (args.next(), args.next(), args.next()) {
+        (Some(word), Some(line), Some(job)) if word == "wait" => {
+            let line = wait::stand_by(Path::new(&line), Path::new(&job));
+            line.map(|line| line.map(|line| (PathBuf::from(job), Outside::default(), Some(line))))
+        }
+        (Some(word), Some(place), None) if word == "wait" => {
+            let agent = wait::wait(Path::new(&place));
+            let dir = Path::new(&place).join(volume::JOB);
+            agent.map(|agent| agent.map(|agent| (dir, Outside { agent: Some(agent) }, None)))
+        }
+        (Some(dir), ..) => Ok(Some((PathBuf::from(dir), Outside::default(), None))),
+        (None, ..) => Err("the runner needs the job directory as its first argument".to_owned()),
+    };
+    // The line is held to the end: its agent sees by it that the runner lives.
+    let (dir, mut outside, _line) = match job {
+        Ok(Some(job)) => job,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(message) => {
+            complain(&message);
             return ExitCode::from(NO_RESULT);
         }
     };

@@ -31,8 +31,7 @@ const CGROUP: &str = "/sys/fs/cgroup";
 const ABANDONED: &str = "The agent of this stage is gone: the stage is interrupted.";
 
 pub fn run(stage: &Stage, log: &File, outside: &mut Outside) -> Report {
-    let mut report =
-        Report { outcome: Outcome::Finished, step: String::new(), exits: Vec::new(), message: None };
+    let mut report = Report { outcome: Outcome::Finished, step: String::new(), exits: Vec::new(), message: None };
     let path = search_path(stage);
     let engine = match find_engine(&stage.engines, &path) {
         Ok(engine) => engine,
@@ -47,7 +46,18 @@ pub fn run(stage: &Stage, log: &File, outside: &mut Outside) -> Report {
     };
     let deadline = Instant::now() + Duration::from_secs(stage.limit_seconds);
     let control = Control::new(deadline, Duration::from_secs(stage.grace_seconds));
-    let mut work = Work { stage, engine, log, control, outside, outputs, added: Vec::new(), memory: Guard::open(Path::new(CGROUP)), shortage: None, killed_for_memory: false };
+    let mut work = Work {
+        stage,
+        engine,
+        log,
+        control,
+        outside,
+        outputs,
+        added: Vec::new(),
+        memory: Guard::open(Path::new(CGROUP)),
+        shortage: None,
+        killed_for_memory: false,
+    };
     for step in &stage.steps {
         let going_on = report.outcome == Outcome::Finished;
         if going_on && work.control.cause().is_none() {
@@ -190,8 +200,10 @@ impl Work<'_> {
                         Cause::HookTimedOut => say(self.log, "The hook has reached its time limit and is interrupted."),
                         Cause::Abandoned => say(self.log, ABANDONED),
                         Cause::OutOfMemory => {
-                            let why = self.shortage.map(|shortage| shortage.describe()).unwrap_or_default();
-                            say(self.log, &format!("The stage is interrupted before the kernel kills it: {why}."));
+                            say(
+                                self.log,
+                                &format!("The stage is interrupted before the kernel kills it: {}.", self.want()),
+                            );
                         }
                         Cause::Canceled => {}
                     }
@@ -250,10 +262,17 @@ impl Work<'_> {
         let failed = if step.hook.is_some() { Outcome::HookFailed } else { Outcome::Failed };
         match self.control.cause() {
             Some(_) => self.ended_early(step),
-            None if self.killed_for_memory && step.hook.is_none() => (Outcome::OutOfMemory, Some(killed_for_memory(step))),
+            None if self.killed_for_memory && step.hook.is_none() => {
+                (Outcome::OutOfMemory, Some(killed_for_memory(step)))
+            }
             None if code > 128 => (failed, Some(format!("{} was killed by signal {}", describe(step), code - 128))),
             None => (failed, Some(format!("{} ended with exit code {code}", describe(step)))),
         }
+    }
+
+    /// What the engine wanted of memory when it was interrupted for it.
+    fn want(&self) -> String {
+        self.shortage.map(|shortage| shortage.describe()).unwrap_or_default()
     }
 
     /// Of the stage that ended early, at this step.
@@ -266,8 +285,7 @@ impl Work<'_> {
             }
             Some(Cause::Abandoned) => (Outcome::RunnerFailed, Some(ABANDONED.to_owned())),
             Some(Cause::OutOfMemory) => {
-                let why = self.shortage.map(|shortage| shortage.describe()).unwrap_or_default();
-                (Outcome::OutOfMemory, Some(format!("{} was interrupted: {why}", describe(step))))
+                (Outcome::OutOfMemory, Some(format!("{} was interrupted: {}", describe(step), self.want())))
             }
             _ => (Outcome::Canceled, None),
         }
@@ -298,7 +316,11 @@ fn describe(step: &Step) -> String {
 }
 
 fn killed_for_memory(step: &Step) -> String {
-    format!("the kernel killed a program of {}, which needed more memory than the container may have. {}", describe(step), memory::MEND)
+    format!(
+        "the kernel killed a program of {}, which needed more memory than the container may have. {}",
+        describe(step),
+        memory::MEND
+    )
 }
 
 fn cannot_start(program: &Path, cwd: &Path, error: &io::Error) -> String {
@@ -364,9 +386,8 @@ fn search_path(stage: &Stage) -> String {
 }
 
 fn find_engine(candidates: &[String], path: &str) -> Result<PathBuf, String> {
-    let runs = |file: &PathBuf| {
-        fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-    };
+    let runs =
+        |file: &PathBuf| fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
     for candidate in candidates {
         let places: Vec<PathBuf> = if candidate.contains('/') {
             vec![PathBuf::from(candidate)]

@@ -11,7 +11,7 @@ pub use export::{Endpoint, Error, Tracer};
 
 use sha2::{Digest, Sha256};
 
-use crate::{api::job::Stage, ids::RunId};
+use crate::{api::job::Stage, hash::hex, ids::RunId};
 
 /// Who recorded a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,10 +121,6 @@ pub fn span_id(run: &RunId, node: Node) -> String {
 #[must_use]
 pub fn traceparent(run: &RunId, node: Node) -> String {
     format!("00-{}-{}-01", trace_id(run), span_id(run, node))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

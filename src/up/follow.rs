@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     crd::{AgentPoolSpec, WorkspaceLinkSpec},
+    hash::hex,
     ids::TokenId,
     shutdown::Shutdown,
     sync::{Context, LinkInput, Outcome, PoolInput, link, pool},
@@ -354,12 +355,7 @@ fn pool_name(key: &Key, spec: &AgentPoolSpec) -> String {
 }
 
 fn new_uid() -> String {
-    let bytes: [u8; 16] = rand::rng().random();
-    let mut text = String::from("up-");
-    for byte in bytes {
-        text.push_str(&format!("{byte:02x}"));
-    }
-    text
+    format!("up-{}", hex(rand::rng().random::<[u8; 16]>()))
 }
 
 /// Pure: the objects that are wanted, and those that no manifest names any more. What stood in a file that now

@@ -10,18 +10,19 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("ids", [].as_slice()),
         ("clock", &[]),
         ("files", &[]),
+        ("hash", &[]),
         ("shutdown", &[]),
         ("yaml", &[]),
         ("http", &[]),
         ("telemetry", &[]),
-        ("trace", &["api", "ids", "http", "telemetry"]),
+        ("trace", &["api", "ids", "http", "hash", "telemetry"]),
         ("jsonapi", &[]),
         ("runner", &[]),
         ("api", &["ids", "jsonapi"]),
         ("crd", &["ids"]),
         ("client", &["api", "jsonapi", "ids", "http"]),
         ("sync", &["client", "api", "ids", "clock", "crd"]),
-        ("operator", &["sync", "crd", "client", "api", "http", "ids", "telemetry", "shutdown", "clock"]),
+        ("operator", &["sync", "crd", "client", "api", "http", "ids", "telemetry", "shutdown", "clock", "hash"]),
         (
             "up",
             &[
@@ -38,10 +39,11 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "shutdown",
                 "clock",
                 "files",
+                "hash",
             ],
         ),
         ("server", &["api", "jsonapi", "ids", "telemetry", "trace", "shutdown", "clock", "http", "files"]),
-        ("agent", &["api", "client", "ids", "telemetry", "trace", "shutdown", "clock", "http", "files"]),
+        ("agent", &["api", "client", "ids", "telemetry", "trace", "shutdown", "clock", "http", "files", "hash"]),
     ])
 }
 

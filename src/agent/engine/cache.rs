@@ -13,7 +13,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read},
+    io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -22,9 +22,8 @@ use std::{
 
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::{files::write_private, telemetry::Chain};
+use crate::{files::write_private, hash, telemetry::Chain};
 
 /// How often a lock is asked for that another one holds.
 const LOCK_POLL: Duration = Duration::from_millis(50);
@@ -273,20 +272,7 @@ fn stamp(path: &Path) -> io::Result<Stamp> {
 }
 
 fn sha256(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 256 * 1024];
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            return Ok(hexadecimal(&hasher.finalize()));
-        }
-        hasher.update(&buffer[..read]);
-    }
-}
-
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hash::sha256(File::open(path)?)
 }
 
 fn size(dir: &Path) -> u64 {

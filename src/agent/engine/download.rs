@@ -12,10 +12,10 @@ use reqwest::{Response, StatusCode, Url};
 use sha2::{Digest, Sha256};
 
 use super::{
-    cache::hexadecimal,
     release::{Origin, Release, checksum_of},
     verify::{self, Keyring},
 };
+use crate::hash::hex;
 
 /// Longest `SHA256SUMS` and signature.
 const TEXT_LIMIT: u64 = 1 << 20;
@@ -158,7 +158,7 @@ impl Fetcher<'_> {
             file.write_all(part).map_err(failed)
         })
         .await?;
-        Ok(hexadecimal(&hasher.finalize()))
+        Ok(hex(hasher.finalize()))
     }
 
     async fn stream(&self, url: &Url, limit: u64, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
@@ -256,5 +256,5 @@ fn unpack(zip: &Path, to: &Path, program: &str, url: &str) -> Result<String> {
         out.write_all(&buffer[..read]).map_err(failed)?;
     }
     fs::remove_file(zip).map_err(failed)?;
-    Ok(hexadecimal(&hasher.finalize()))
+    Ok(hex(hasher.finalize()))
 }

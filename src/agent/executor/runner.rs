@@ -10,6 +10,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{Error, Result};
+use crate::hash::hex;
 
 /// The program of `src/runner`.
 pub(super) static RUNNER: &[u8] = include_bytes!(env!("TERRAPOOL_RUNNER"));
@@ -51,5 +52,5 @@ pub(super) fn holds(lock: &File) -> bool {
 
 /// Sixteen hexadecimal digits of the SHA-256.
 pub(super) fn short_hash(content: &[u8]) -> String {
-    Sha256::digest(content).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(content)[..8])
 }

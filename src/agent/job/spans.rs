@@ -12,6 +12,9 @@ impl Supervisor {
     /// The same with both times, in milliseconds since 1970.
     pub(super) fn record_span_until(&self, part: Part, (start_ms, end_ms): (i64, i64), error: Option<&str>) {
         let Self { agent, spec, .. } = self;
+        if !agent.config.trace.is_on() {
+            return;
+        }
         agent.config.trace.record(Span {
             service: Service::Agent,
             run: spec.run.id.clone(),

@@ -8,16 +8,16 @@ use std::{
 };
 
 use flate2::{Compression, write::GzEncoder};
-use sha2::{Digest, Sha256};
 
 use super::{Archive, Error, JobDir, Result, beneath, unpack};
-use crate::files::write_private;
 use crate::{
     agent::{
         hooks::{FOLDER, Hook},
         steps::{self, CLI_CONFIG, GENERATED, LOCK_FILE, OVERRIDE, PLAN_FILE, VARIABLES, format::Stage as Steps},
     },
     api::{agent::ExecutorKind, job::Stage},
+    files::write_private,
+    hash,
 };
 
 /// What a plan hands to its apply. The variables with which it was made among them: an apply uses the same.
@@ -51,15 +51,7 @@ impl Archive {
 
     /// 64 hexadecimal digits.
     fn sha256(&self) -> io::Result<String> {
-        let (mut digest, mut source) = (Sha256::new(), self.open()?);
-        let mut part = vec![0; 64 << 10];
-        loop {
-            match source.read(&mut part)? {
-                0 => break,
-                read => digest.update(&part[..read]),
-            }
-        }
-        Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        hash::sha256(self.open()?)
     }
 }
 

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{crd::names, ids::TokenId, operator::workloads::secret_key};
+use crate::{crd::names, hash::hex, ids::TokenId, operator::workloads::secret_key};
 
 /// Annotation with the identifier of the token that the Secret holds.
 const TOKEN_ID: &str = "terrapool.dev/token-id";
@@ -66,7 +66,7 @@ pub(super) fn matches(secret: &Secret, wanted: &Content<'_>, pool: &str) -> bool
 }
 
 fn digest(token: &str) -> String {
-    Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(Sha256::digest(token))
 }
 
 /// The manifest to apply, and the same without the token for showing.

@@ -214,7 +214,9 @@ fn run(pool: &PoolView<'_>, image: &str) -> Value {
 
 /// The first `length` hexadecimal digits of the text's hash.
 fn hex(text: &str, length: usize) -> String {
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<String>().chars().take(length).collect()
+    let mut digits = crate::hash::hex(Sha256::digest(text));
+    digits.truncate(length);
+    digits
 }
 
 #[cfg(test)]

@@ -154,7 +154,7 @@ async fn try_claim(
             return Ok(None);
         };
         unit.changed(pool);
-        unit.record(spans::of_wait(&job, now));
+        unit.record(|now| spans::of_wait(&job, now));
         let spec = start(&mut unit, &job, &known).await?;
         unit.commit().await?;
         if let Some(spec) = spec {
@@ -326,8 +326,7 @@ pub async fn finish(app: &AppState, agent: &AgentId, id: &JobId, epoch: i64, res
         ended_at: unit.now,
     };
     store::jobs::insert_ended(&mut unit, &ended).await?;
-    let now = unit.now;
-    unit.record(spans::of_stage(&job, ended.outcome, result.reason.as_deref(), now));
+    unit.record(|now| spans::of_stage(&job, ended.outcome, result.reason.as_deref(), now));
     runs::end_stage(&mut unit, &job, result).await?;
     let took = since(unit.now, job.claimed_at.unwrap_or(unit.now));
     unit.commit().await?;

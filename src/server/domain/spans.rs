@@ -57,15 +57,14 @@ pub(super) async fn of_run(unit: &mut Unit<'_>, run: &Run) -> Result<()> {
         attributes.push(("terrapool.workspace", workspace.name));
         attributes.extend(environment.map(|environment| ("terrapool.environment", environment.name)));
     }
-    let span = Span {
+    unit.record(|now| Span {
         service: Service::Server,
         run: run.id.clone(),
         node: Node::Run,
         start_ms: run.created_at,
-        end_ms: unit.now,
+        end_ms: now,
         attributes,
         error: run.error_code.clone(),
-    };
-    unit.record(span);
+    });
     Ok(())
 }

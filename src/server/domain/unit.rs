@@ -50,9 +50,11 @@ impl<'a> Unit<'a> {
         }
     }
 
-    /// A span of the control plane for the run's trace, once the unit is committed.
-    pub fn record(&mut self, span: Span) {
-        self.spans.push(span);
+    /// A span of the control plane for the run's trace, once the unit is committed; not asked for where none is sent.
+    pub fn record(&mut self, span: impl FnOnce(i64) -> Span) {
+        if self.app.trace.is_on() {
+            self.spans.push(span(self.now));
+        }
     }
 
     /// Tells those who watch pools, once the unit is committed, that something about this one is different: its

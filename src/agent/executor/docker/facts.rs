@@ -11,7 +11,7 @@ use super::super::{Error, Isolation, Result, Users};
 pub(super) struct Facts {
     pub(super) cores: Option<i64>,
     pub(super) selinux: bool,
-    /// The engine maps users of containers to others of the host.
+    /// The engine maps users of containers to others of the host, one by one: not as a rootless one does.
     pub(super) maps_users: bool,
     /// The host's user and group that users of containers are counted from, where the engine maps them.
     pub(super) base: Option<(u32, u32)>,
@@ -28,14 +28,15 @@ impl Facts {
         let options = info.security_options.as_deref().unwrap_or_default();
         let has =
             |name: &str| options.iter().any(|option| option.split(',').any(|part| part == format!("name={name}")));
+        let rootless = has("rootless");
         let mut runtimes: Vec<String> = info.runtimes.iter().flat_map(HashMap::keys).cloned().collect();
         runtimes.sort();
         Self {
             cores: info.ncpu,
             selinux: has("selinux"),
-            maps_users: has("userns"),
+            maps_users: has("userns") && !rootless,
             base: info.docker_root_dir.as_deref().and_then(base),
-            rootless: has("rootless"),
+            rootless,
             runtimes,
             quota: has_quota(info),
         }
@@ -60,7 +61,7 @@ impl Facts {
                     .to_owned(),
             ));
         }
-        let mapped = isolation.users == Users::Engine && self.maps_users && !self.rootless;
+        let mapped = isolation.users == Users::Engine && self.maps_users;
         if mapped && !(self.base.is_some() && rustix::process::geteuid().is_root()) {
             return Err(Error::Refused(
                 "files cannot be given to the users that the Docker engine maps to (--userns=engine): the agent has to be \

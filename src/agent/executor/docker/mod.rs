@@ -99,6 +99,11 @@ fn is_status(error: &Cause, status: u16) -> bool {
     matches!(error, Cause::DockerResponseServerError { status_code, .. } if *status_code == status)
 }
 
+/// The engine has answered, and so.
+fn is_caused(error: &Error, by: impl FnOnce(&Cause) -> bool) -> bool {
+    matches!(error, Error::Docker { source, .. } if source.downcast_ref().is_some_and(by))
+}
+
 /// The engine does not have the network any more that a container is to have.
 fn is_network_gone(error: &Cause) -> bool {
     matches!(error, Cause::DockerResponseServerError { status_code: 404, message } if message.contains("network"))
@@ -143,13 +148,13 @@ impl Docker {
 
     /// The host's users are those of the container, although the engine maps users.
     fn host_users(&self) -> bool {
-        self.facts.maps_users && !self.facts.rootless && self.settings.isolation.users == Users::Host
+        self.facts.maps_users && self.settings.isolation.users == Users::Host
     }
 
     /// The user in the container, and whose the files must be on the host.
     fn user(&self, root: bool) -> ((u32, u32), Option<(u32, u32)>) {
         let own = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        let mapped = self.facts.maps_users && !self.facts.rootless && !self.host_users();
+        let mapped = self.facts.maps_users && !self.host_users();
         let base = self.facts.base.filter(|_| mapped).unwrap_or_default();
         let outside = |(uid, gid): (u32, u32)| Some((base.0 + uid, base.1 + gid));
         match (root || self.facts.rootless, own.0 == 0) {
@@ -202,9 +207,7 @@ impl Docker {
     pub(super) async fn start(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
         match self.start_once(dir, spec, prepared).await {
             // Somebody prunes networks between two calls of ours: it is made anew.
-            Err(Error::Docker { source, .. }) if source.downcast_ref().is_some_and(is_network_gone) => {
-                self.start_once(dir, spec, prepared).await
-            }
+            Err(error) if is_caused(&error, is_network_gone) => self.start_once(dir, spec, prepared).await,
             done => done,
         }
     }
@@ -321,11 +324,11 @@ impl Docker {
             if dir.has_result() {
                 return Ok(Exit::Result);
             }
-            if self.warm.is_cut_short(&name) {
-                return Ok(gone(None));
-            }
             if looked.is_none_or(|at| at.elapsed() >= LOOK) {
                 looked = Some(Instant::now());
+                if self.warm.is_cut_short(&name) {
+                    return Ok(gone(None));
+                }
                 self.reach.renew().await;
                 let state = self.state(&name).await?;
                 if !state.as_ref().is_some_and(is_going_on) {

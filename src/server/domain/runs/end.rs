@@ -167,8 +167,7 @@ pub(in crate::server::domain) async fn abandon(unit: &mut Unit<'_>, job: &Job, o
         ended_at: unit.now,
     };
     store::jobs::insert_ended(unit, &ended).await?;
-    let now = unit.now;
-    unit.record(spans::of_stage(job, outcome, Some(outcome), now));
+    unit.record(|now| spans::of_stage(job, outcome, Some(outcome), now));
     unit.wake(Topic::Agent(agent.clone()));
     Ok(())
 }

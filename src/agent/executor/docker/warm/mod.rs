@@ -33,7 +33,7 @@ use self::{
     plan::{Idle, Plan, decide},
 };
 use super::{
-    Content, Docker, Hold, Outside, POLL, Way, failed, image, is_status,
+    Content, Docker, Hold, Outside, POLL, Way, failed, image, is_caused, is_status,
     profile::{self, essence},
 };
 use crate::{
@@ -234,7 +234,7 @@ impl Docker {
         if let Err(error) = &made {
             let mut list = self.warm.list();
             list.put_off();
-            if is_missing(error) {
+            if is_caused(error, |cause| is_status(cause, 404)) {
                 // The image of the last job is gone.
                 list.wish = None;
             }
@@ -363,13 +363,6 @@ impl Docker {
         let (place, name) = (place.clone(), spec.engine.kind.program());
         let doing = format!("show the engine {} to a container", from.display());
         blocking(doing, move || place.put_engine(&from, name)).await
-    }
-}
-
-fn is_missing(error: &Error) -> bool {
-    match error {
-        Error::Docker { source, .. } => source.downcast_ref().is_some_and(|cause| is_status(cause, 404)),
-        _ => false,
     }
 }
 
