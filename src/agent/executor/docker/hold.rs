@@ -3,7 +3,7 @@
 
 use std::{
     fs::{File, TryLockError},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -12,7 +12,9 @@ use tokio::time::Instant;
 use super::POLL;
 
 /// Where only root writes, who alone makes rules. Others cannot take a network away while a container runs in it.
-const PLACE: &str = "/run/terrapool-run-network.lock";
+fn place(network: &str) -> PathBuf {
+    PathBuf::from(format!("/run/terrapool-network-{network}.lock"))
+}
 
 /// Longest wait for whoever takes the network away.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,8 +27,8 @@ pub(super) struct Hold {
 
 impl Hold {
     /// Together with others who start containers. Where there is no such file, nobody takes anything away.
-    pub(super) async fn shared() -> Self {
-        Self::shared_at(Path::new(PLACE)).await
+    pub(super) async fn shared(network: &str) -> Self {
+        Self::shared_at(&place(network)).await
     }
 
     async fn shared_at(place: &Path) -> Self {
@@ -39,8 +41,8 @@ impl Hold {
     }
 
     /// With nobody else, or not at all.
-    pub(super) fn alone() -> Option<Self> {
-        Self::alone_at(Path::new(PLACE))
+    pub(super) fn alone(network: &str) -> Option<Self> {
+        Self::alone_at(&place(network))
     }
 
     fn alone_at(place: &Path) -> Option<Self> {

@@ -29,7 +29,6 @@ use tokio::{sync::OnceCell, time::Instant};
 
 use self::{
     facts::Facts,
-    hold::Hold,
     image::{Image, Minimal},
     profile::{Content, Profile},
     reach::{Reach, Way},
@@ -213,7 +212,7 @@ impl Docker {
     }
 
     async fn start_once(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
-        let _hold = Hold::shared().await;
+        let _hold = self.reach.hold().await;
         let name = profile::name(spec);
         if self.warm.is_cut_short(&name) {
             // An earlier attempt to hand the job over. Its container has not begun, and never will.

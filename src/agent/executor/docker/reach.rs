@@ -47,6 +47,11 @@ impl Reach {
         Ok(Self { isolation, rootless, made: Mutex::new(None) })
     }
 
+    /// Nobody takes the network away as long as the value lives.
+    pub(super) async fn hold(&self) -> Hold {
+        Hold::shared(&self.isolation.network).await
+    }
+
     /// Has network and rules. Others flush and prune as they like, so whether they are there is asked every time.
     ///
     /// # Errors
@@ -82,7 +87,7 @@ impl Reach {
     /// # Errors
     /// When the engine does not answer.
     pub(super) async fn clear(&self, docker: &bollard::Docker) -> Result<()> {
-        let Some(_hold) = Hold::alone() else { return Ok(()) };
+        let Some(_hold) = Hold::alone(&self.isolation.network) else { return Ok(()) };
         let Some(network) = network::find(docker, &self.isolation.network).await? else { return Ok(()) };
         if network.used || (network.ours && !network::remove(docker, &network).await?) {
             return Ok(());

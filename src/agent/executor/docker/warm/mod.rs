@@ -33,7 +33,7 @@ use self::{
     plan::{Idle, Plan, decide},
 };
 use super::{
-    Content, Docker, Hold, Outside, POLL, Way, failed, image, is_caused, is_status,
+    Content, Docker, Outside, POLL, Way, failed, image, is_caused, is_status,
     profile::{self, essence},
 };
 use crate::{
@@ -271,7 +271,7 @@ impl Docker {
         let id = random_text();
         // Whatever comes between, it is removed, unless it waits in the end.
         self.warm.list().condemned.push(id.clone());
-        let _hold = Hold::shared().await;
+        let _hold = self.reach.hold().await;
         let way = self.reach.make(&self.engine).await?;
         let (place, owner) = (self.warm.place(&id), self.user(self.is_root(wish.root)).1);
         let (made, jobs) = (place.clone(), self.settings.data.join("jobs"));
