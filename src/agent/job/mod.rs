@@ -272,8 +272,9 @@ impl Supervisor {
         if spec.stage != Stage::Plan || record.running || record.cause.is_some() {
             return false;
         }
-        let untouched = matches!(dir.result().await, Ok(None));
-        untouched && matches!(agent.executor.is_alive(dir, spec).await, Ok(false))
+        // In this order: a stage that ends in between has left its result.
+        let has_ended = matches!(agent.executor.is_alive(dir, spec).await, Ok(false));
+        has_ended && matches!(dir.result().await, Ok(None))
     }
 
     /// Has everything at hand and starts the stage.
