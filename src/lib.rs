@@ -48,6 +48,7 @@ pub mod crd;
 pub mod files;
 pub mod hash;
 pub mod http;
+pub mod idle;
 pub mod ids;
 pub mod jsonapi;
 pub mod operator;

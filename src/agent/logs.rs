@@ -220,7 +220,8 @@ impl Shipper {
     pub(super) async fn follow(&mut self, remote: &Remote) -> Stop {
         let mut quiet = 0;
         loop {
-            let wait = match self.ship_available(remote).await {
+            let shipped = if self.has_more() { self.ship_available(remote).await } else { Ok(0) };
+            let wait = match shipped {
                 Ok(0) => {
                     quiet += 1;
                     if quiet > QUIET_AFTER { QUIET } else { BUSY }
@@ -237,6 +238,11 @@ impl Shipper {
             };
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// Whether there may be something to ship. Asked without a thread of its own, for most looks find nothing.
+    fn has_more(&self) -> bool {
+        self.text.as_ref().is_none_or(|text| !text.pending.is_empty() || self.dir.log_length() > text.read)
     }
 
     /// Ships everything that the file has now.

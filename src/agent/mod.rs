@@ -68,6 +68,7 @@ use crate::{
     clock::Clock,
     hash::hex,
     http,
+    idle::stay_small,
     ids::AgentId,
     shutdown::Shutdown,
     telemetry::Chain,
@@ -290,6 +291,7 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         () = leave(&agent) => Ok(()),
         ended = attend(&agent, warning, on_ready) => ended,
         never = service::tell(&agent), if agent.config.service => match never {},
+        never = stay_small(|| agent.jobs.until(|count| count == 0)) => match never {},
     }
 }
 

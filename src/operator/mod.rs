@@ -50,6 +50,7 @@ use crate::{
     client::iacp::ControlPlane,
     clock::Clock,
     crd::{AgentPool, WorkspaceLink},
+    idle::stay_small,
     shutdown::Shutdown,
     sync::{self, Fault, Seam},
     telemetry::Chain,
@@ -247,7 +248,11 @@ impl Operator {
         }
         // Ends with this operator, not with the process that it is a part of.
         let shutdown = self.shutdown.clone().into_child();
-        let lost = self.lead(&shutdown).await;
+        let lost = tokio::select! {
+            lost = self.lead(&shutdown) => lost,
+            // Between two events of its objects it waits, and those are far apart.
+            never = stay_small(|| std::future::ready(())) => match never {},
+        };
         shutdown.drain.cancel();
         if lost { Err(Ended::LeadershipLost) } else { Ok(()) }
     }

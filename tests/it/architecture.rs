@@ -11,6 +11,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("clock", &[]),
         ("files", &[]),
         ("hash", &[]),
+        ("idle", &[]),
         ("shutdown", &[]),
         ("yaml", &[]),
         ("http", &[]),
@@ -22,7 +23,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("crd", &["ids"]),
         ("client", &["api", "jsonapi", "ids", "http"]),
         ("sync", &["client", "api", "ids", "clock", "crd"]),
-        ("operator", &["sync", "crd", "client", "api", "http", "ids", "telemetry", "shutdown", "clock", "hash"]),
+        (
+            "operator",
+            &["sync", "crd", "client", "api", "http", "ids", "telemetry", "shutdown", "clock", "hash", "idle"],
+        ),
         (
             "up",
             &[
@@ -43,7 +47,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             ],
         ),
         ("server", &["api", "jsonapi", "ids", "telemetry", "trace", "shutdown", "clock", "http", "files"]),
-        ("agent", &["api", "client", "ids", "telemetry", "trace", "shutdown", "clock", "http", "files", "hash"]),
+        (
+            "agent",
+            &["api", "client", "ids", "telemetry", "trace", "shutdown", "clock", "http", "files", "hash", "idle"],
+        ),
     ])
 }
 

@@ -49,6 +49,9 @@ use crate::{
 /// How often a result is looked for: a look costs one system call, and what it finds is the end of a run.
 const POLL: Duration = Duration::from_millis(20);
 
+/// How often container or process are looked at, in case they have ended without a result.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// Time for the runner to kill its stage and write its result, before it is killed itself.
 const KILL_PATIENCE: Duration = Duration::from_secs(3);
 

@@ -123,7 +123,8 @@ enum Begun {
     Ended(Cause),
 }
 
-/// How long an engine of containers may be away, as for an update, before jobs fail for it that have not started.
+/// How long an engine of containers may be away, as for an update, before jobs fail for it that have not started, and before
+/// what it is to remove is left.
 const ENGINE_BACK: Duration = Duration::from_secs(60);
 
 /// Why a stage could not be started, or a job not be worked on.
@@ -395,7 +396,11 @@ impl Supervisor {
 
     async fn remove_stage(&self) {
         let Self { agent, spec, dir, .. } = self;
-        insist(spec, "remove the stage", || agent.executor.remove(dir, spec)).await;
+        let remove = || agent.executor.remove(dir, spec);
+        // An engine that is being updated just now is waited for: what stays is there until the agent's next start.
+        if executor::patiently(ENGINE_BACK, remove).await.is_err() {
+            insist(spec, "remove the stage", remove).await;
+        }
     }
 
     async fn remove_files(&self) {

@@ -34,7 +34,9 @@ use self::{
     reach::{Reach, Way},
     warm::{Warm, Wish},
 };
-use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Pull, Result, Seen, Settings, Signal, Users, runner, set_up};
+use super::{
+    Error, Exit, KILL_PATIENCE, LOOK, POLL, Prepared, Pull, Result, Seen, Settings, Signal, Users, runner, set_up,
+};
 use crate::{
     agent::jobdir::{JobDir, Placement},
     api::{
@@ -56,9 +58,6 @@ const CALL: u64 = 120;
 
 /// Longest time to find out whether an engine answers at all.
 const ANSWER: Duration = Duration::from_secs(10);
-
-/// How often a container is looked at, in case it has ended without a result.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// User and group of run containers when the agent is root and the pool does not ask for root.
 const NOBODY: (u32, u32) = (65_532, 65_532);

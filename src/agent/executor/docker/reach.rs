@@ -2,7 +2,7 @@
 //! container, and from time to time while one runs: networks are pruned and rules are flushed by others.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{Error, Isolation, NETWORK, Result},
-    firewall::{self, Block},
+    firewall::{self, Block, Made},
     hold::Hold,
     network::{self, Network},
 };
@@ -26,8 +26,8 @@ const ENGINES_OWN: &str = "bridge";
 pub(super) struct Reach {
     isolation: Isolation,
     rootless: bool,
-    /// The rules that were made last, and when.
-    made: Mutex<Option<(Block, Instant)>>,
+    /// The rules that were made last, and when they were last seen.
+    made: Mutex<Option<(Made, Instant)>>,
 }
 
 /// What a container is started with.
@@ -118,22 +118,28 @@ impl Reach {
         if self.rootless {
             return Err("the engine is rootless, and its networks are hidden from the host's rules".to_owned());
         }
-        firewall::make(&block).await?;
-        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some((block, Instant::now()));
+        let before = self.made().as_ref().map(|(made, _)| made.clone());
+        let made = firewall::make(&block, before).await?;
+        *self.made() = Some((made, Instant::now()));
         Ok(())
+    }
+
+    fn made(&self) -> MutexGuard<'_, Option<(Made, Instant)>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the rules again that have been there, after a while.
     pub(super) async fn renew(&self) {
-        let due = match &mut *self.made.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some((block, at)) if at.elapsed() >= RENEW => {
+        let due = match &mut *self.made() {
+            Some((made, at)) if at.elapsed() >= RENEW => {
                 *at = Instant::now();
-                block.clone()
+                made.clone()
             }
             _ => return,
         };
-        if let Err(why) = firewall::make(&due).await {
-            tracing::warn!("{}", self.warning(&why));
+        match firewall::make(&due.block.clone(), Some(due)).await {
+            Ok(made) => *self.made() = Some((made, Instant::now())),
+            Err(why) => tracing::warn!("{}", self.warning(&why)),
         }
     }
 
