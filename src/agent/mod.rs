@@ -68,8 +68,8 @@ use crate::{
     clock::Clock,
     hash::hex,
     http,
-    idle::stay_small,
     ids::AgentId,
+    memory::keep_small,
     shutdown::Shutdown,
     telemetry::Chain,
     trace::Tracer,
@@ -291,7 +291,7 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         () = leave(&agent) => Ok(()),
         ended = attend(&agent, warning, on_ready) => ended,
         never = service::tell(&agent), if agent.config.service => match never {},
-        never = stay_small(|| agent.jobs.until(|count| count == 0)) => match never {},
+        never = keep_small() => match never {},
     }
 }
 

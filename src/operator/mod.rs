@@ -50,7 +50,7 @@ use crate::{
     client::iacp::ControlPlane,
     clock::Clock,
     crd::{AgentPool, WorkspaceLink},
-    idle::stay_small,
+    memory::keep_small,
     shutdown::Shutdown,
     sync::{self, Fault, Seam},
     telemetry::Chain,
@@ -250,8 +250,7 @@ impl Operator {
         let shutdown = self.shutdown.clone().into_child();
         let lost = tokio::select! {
             lost = self.lead(&shutdown) => lost,
-            // Between two events of its objects it waits, and those are far apart.
-            never = stay_small(|| std::future::ready(())) => match never {},
+            never = keep_small() => match never {},
         };
         shutdown.drain.cancel();
         if lost { Err(Ended::LeadershipLost) } else { Ok(()) }

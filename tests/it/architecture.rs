@@ -11,7 +11,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("clock", &[]),
         ("files", &[]),
         ("hash", &[]),
-        ("idle", &[]),
+        ("memory", &[]),
         ("shutdown", &[]),
         ("yaml", &[]),
         ("http", &[]),
@@ -25,7 +25,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("sync", &["client", "api", "ids", "clock", "crd"]),
         (
             "operator",
-            &["sync", "crd", "client", "api", "http", "ids", "telemetry", "shutdown", "clock", "hash", "idle"],
+            &["sync", "crd", "client", "api", "http", "ids", "telemetry", "shutdown", "clock", "hash", "memory"],
         ),
         (
             "up",
@@ -49,7 +49,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("server", &["api", "jsonapi", "ids", "telemetry", "trace", "shutdown", "clock", "http", "files"]),
         (
             "agent",
-            &["api", "client", "ids", "telemetry", "trace", "shutdown", "clock", "http", "files", "hash", "idle"],
+            &["api", "client", "ids", "telemetry", "trace", "shutdown", "clock", "http", "files", "hash", "memory"],
         ),
     ])
 }
