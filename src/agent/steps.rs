@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, path::Path};
 
 use self::format::{Announce, ENGINE, Output, Stage as Steps, Step};
-use super::hooks::{self, Hook, Point};
+use super::{
+    hooks::{self, Hook, Point},
+    provider_cache,
+};
 use crate::{
     api::job::{Category, EngineKind, JobSpec, Stage},
     trace::{self, Node, Part},
@@ -62,6 +65,8 @@ pub struct Facts<'a> {
     pub grace_seconds: u64,
     /// There is a [`CLI_CONFIG`].
     pub cli_config: bool,
+    /// There is a [`provider_cache::FOLDER`].
+    pub provider_cache: bool,
     /// The hooks of the stage, which lie in the job directory.
     pub hooks: &'a [Hook],
     /// Where the control plane is, as the agent reaches it: `host` or `host:port`.
@@ -172,6 +177,9 @@ fn environment(spec: &JobSpec, facts: &Facts<'_>) -> Result<Vec<(String, String)
     }
     if facts.cli_config {
         set("TF_CLI_CONFIG_FILE", &format!("{}/{CLI_CONFIG}", facts.dir));
+    }
+    if facts.provider_cache {
+        set(provider_cache::VARIABLE, &format!("{}/{}", facts.dir, provider_cache::FOLDER));
     }
     for (key, value) in story(spec, facts) {
         set(key, &value);
@@ -354,6 +362,7 @@ mod tests {
         tmp: Some("/tmp"),
         grace_seconds: 60,
         cli_config: false,
+        provider_cache: false,
         hooks: &[],
         hostname: Some("terrapool.example.com"),
     };

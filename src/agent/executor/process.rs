@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Settings, Signal, runner, set_up_in_place};
 use crate::{
-    agent::jobdir::JobDir,
+    agent::{jobdir::JobDir, provider_cache::ProviderCache},
     api::{agent::JobRef, job::JobSpec},
     files::write_private,
     ids::JobId,
@@ -45,6 +45,10 @@ impl Process {
     pub(super) fn new(settings: Settings) -> Result<Self> {
         let runner = runner::install(&settings.data)?;
         Ok(Self { settings, runner })
+    }
+
+    pub(super) fn provider_cache(&self) -> Option<&ProviderCache> {
+        self.settings.provider_cache.as_deref()
     }
 
     pub(super) async fn prepare(&self, spec: &JobSpec) -> Result<Prepared> {
