@@ -107,7 +107,12 @@ pub fn plan(spec: &JobSpec, facts: &Facts<'_>) -> Result<Steps> {
     // The version comes first: its lines head the log.
     let mut steps = vec![version];
     steps.extend(hooks(Point::PreInit));
-    steps.push(step("init", &["init", "-input=false"], Output::Captured("init.log".to_owned())));
+    let mut init = step("init", &["init", "-input=false"], Output::Captured("init.log".to_owned()));
+    if facts.provider_cache {
+        // Here alone: engines that hooks and provisioners start would take it for one that they can write.
+        init.env = vec![provider_cache::variable(facts.dir)];
+    }
+    steps.push(init);
     match spec.stage {
         Stage::Plan => {
             let args = plan_arguments(spec);
@@ -177,9 +182,6 @@ fn environment(spec: &JobSpec, facts: &Facts<'_>) -> Result<Vec<(String, String)
     }
     if facts.cli_config {
         set("TF_CLI_CONFIG_FILE", &format!("{}/{CLI_CONFIG}", facts.dir));
-    }
-    if facts.provider_cache {
-        set(provider_cache::VARIABLE, &format!("{}/{}", facts.dir, provider_cache::FOLDER));
     }
     for (key, value) in story(spec, facts) {
         set(key, &value);

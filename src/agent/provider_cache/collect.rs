@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     package::{Package, is_host, is_name, is_version, platform},
-    store::{DEEPEST, Draft},
+    store::{DEEPEST, Draft, too_large},
 };
 
 /// Most names that are looked at, in all of a run's directory.
@@ -115,8 +115,12 @@ fn copy(
             FileType::RegularFile => {
                 let file = File::from(openat(dir, &name, READ, Mode::empty())?);
                 // It may have become something else since it was looked at.
-                if !file.metadata()?.is_file() {
+                let meta = file.metadata()?;
+                if !meta.is_file() {
                     return Err(io::Error::other(format!("`{}` is no regular file", path.escape_debug())));
+                }
+                if meta.len() > limit {
+                    return Err(too_large(limit));
                 }
                 draft.add(&path, file, limit, stop)?;
             }

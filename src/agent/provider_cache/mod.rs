@@ -30,10 +30,10 @@ use crate::{
 };
 
 /// The run's plugin cache directory, in its job directory.
-pub const FOLDER: &str = "provider-cache";
+const FOLDER: &str = "provider-cache";
 
 /// What names the plugin cache directory to engines.
-pub const VARIABLE: &str = "TF_PLUGIN_CACHE_DIR";
+const VARIABLE: &str = "TF_PLUGIN_CACHE_DIR";
 
 /// Settings of the engine that a run may bring, with a plugin cache directory or without.
 const CLI_CONFIG: &str = "TF_CLI_CONFIG_FILE";
@@ -65,6 +65,11 @@ pub struct Figures {
     pub removed: u64,
     /// Bytes of all packages, when it was last looked.
     pub bytes: u64,
+}
+
+/// Names the plugin cache directory to an engine that sees the job directory at `dir`.
+pub(super) fn variable(dir: &str) -> (String, String) {
+    (VARIABLE.to_owned(), format!("{dir}/{FOLDER}"))
 }
 
 /// The workspace or pool has settings of its own for the plugin cache directory.
@@ -148,7 +153,7 @@ impl ProviderCache {
         }
     }
 
-    /// Copies what the job has fetched and what is new, when nothing of the stage runs any more. What fails is told in the
+    /// Copies what the job has fetched and what is new here, when nothing of the stage runs any more. What fails is told in the
     /// agent's log, and harms nobody. May be given up at any moment: half a package is never seen.
     pub async fn fill(&self, dir: &JobDir) {
         let _turn = self.filling.lock().await;
@@ -165,26 +170,28 @@ impl ProviderCache {
         // When the caller gives up, the thread does too.
         let _given_up = stop.clone().drop_guard();
         let done = blocking(move || {
-            let mut kept = 0;
+            let mut done = Vec::new();
+            let mut room = store.limit();
             for fetched in collect::find(&fetched)? {
-                match keep(&store, &fetched, &locked, now_ms, &stop) {
-                    Ok(new) => kept += u64::from(new),
+                match keep(&store, &fetched, &locked, (room.min(LARGEST), now_ms), &stop) {
+                    Ok(None) => {}
+                    Ok(Some(kept)) => {
+                        room = room.saturating_sub(kept.bytes);
+                        done.push(kept);
+                    }
                     Err(_) if stop.is_cancelled() => break,
                     Err(error) => {
                         tracing::warn!(package = %fetched.package, error = %Chain(&error), "a provider that a run has fetched is not kept for others");
                     }
                 }
             }
-            let trimmed = if kept > 0 { Some(store.trim(&store.lock()?, now_ms)?) } else { None };
-            Ok((kept, trimmed))
+            Ok(done)
         })
         .await;
         match done {
-            Ok((kept, trimmed)) => {
-                self.kept.fetch_add(kept, Ordering::Relaxed);
-                if let Some(trimmed) = trimmed {
-                    self.note_trimmed(trimmed);
-                }
+            Ok(done) => {
+                self.kept.fetch_add(done.len() as u64, Ordering::Relaxed);
+                done.into_iter().for_each(|kept| self.note_trimmed(kept.trimmed));
             }
             Err(error) => {
                 tracing::warn!(path = %self.dir().display(), error = %Chain(&error), "the cache of providers is not filled");
@@ -244,32 +251,50 @@ fn link(
     Ok(linked)
 }
 
-/// Copies a package, if it is new; says whether it was.
-fn keep(store: &Store, fetched: &Fetched, locked: &Locked, now_ms: i64, stop: &CancellationToken) -> io::Result<bool> {
+/// A package that was new.
+struct Kept {
+    bytes: u64,
+    /// What was removed for it, and what is left.
+    trimmed: (u64, u64),
+}
+
+/// Copies a package of `limit` bytes at most, if it is new.
+fn keep(
+    store: &Store,
+    fetched: &Fetched,
+    locked: &Locked,
+    (limit, now_ms): (u64, i64),
+    stop: &CancellationToken,
+) -> io::Result<Option<Kept>> {
     let package = &fetched.package;
     let nothing = Default::default();
     let locked = locked.get(package).unwrap_or(&nothing);
     let mut draft = {
         let lock = store.lock()?;
         if !plan::is_news(locked, &store.stored(package)?) {
-            return Ok(false);
+            return Ok(None);
         }
         store.draft(&lock)?
     };
-    fetched.copy(&mut draft, store.limit().min(LARGEST), stop)?;
+    fetched.copy(&mut draft, limit, stop)?;
     let h1 = draft.h1();
     if draft.is_empty() || !plan::is_as_locked(locked, h1) {
         tracing::debug!(%package, %h1, "a provider is not the one that the run has locked");
-        return Ok(false);
+        return Ok(None);
     }
     draft.sync()?;
-    let new = store.publish(&store.lock()?, &draft, package, now_ms)?;
-    if new {
-        tracing::info!(%package, %h1, bytes = draft.bytes(), "a provider is kept for later runs");
+    let lock = store.lock()?;
+    if !store.publish(&lock, &draft, package, now_ms)? {
+        return Ok(None);
     }
-    Ok(new)
+    let bytes = draft.bytes();
+    tracing::info!(%package, %h1, bytes, "a provider is kept for later runs");
+    Ok(Some(Kept { bytes, trimmed: store.trim(&lock, now_ms)? }))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|panicked| Err(io::Error::other(panicked)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -270,7 +270,7 @@ impl Draft {
             }
             self.bytes += read as u64;
             if self.bytes > limit {
-                return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {limit} bytes")));
+                return Err(too_large(limit));
             }
             if stop.is_cancelled() {
                 return Err(io::ErrorKind::Interrupted.into());
@@ -312,6 +312,11 @@ impl Drop for Draft {
         // Made known, it is not there any more; left behind, the next one removes it.
         drop(remove(&self.dir));
     }
+}
+
+/// What is said of a package of more than `limit` bytes.
+pub(super) fn too_large(limit: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {limit} bytes"))
 }
 
 /// A directory in which nobody but the agent sees what there is. It may be there already.
