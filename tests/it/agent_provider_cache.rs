@@ -122,38 +122,58 @@ async fn end(running: Running) -> String {
     ended.all
 }
 
-#[tokio::test]
-async fn an_agent_that_is_killed_while_it_fills_leaves_no_half_package_and_the_next_one_clears_up() {
-    const SIZE: u64 = 512 << 20;
-    let (plane, cache) = (Plane::new().await, CacheDir::new());
-    let mut agent = launch(&plane, cache.path());
+/// An agent that is copying a large package just now, of a plan that is done.
+async fn filling(plane: &Plane, cache: &CacheDir) -> (Running, Run) {
+    let mut agent = launch(plane, cache.path());
     agent.until("the agent is ready").await;
     let place = place(ADDRESS, "1.0.0");
-    // Files of a package are copied one after the other.
-    let large = format!("mkdir -p {place}; truncate -s {} {place}/a {place}/b\n", SIZE / 2);
+    let large = format!("mkdir -p {place}; truncate -s 768M {place}/{PROGRAM}\n");
     let files = [("main.tf", "# nothing\n"), ("plan.sh", large.as_str())];
     let configuration = plane.configuration(&files).await;
-    let ordered = plane.test.run(&plane.fixture.workspace.id, &configuration, RunOptions::default()).await;
+    let run = plane.test.run(&plane.fixture.workspace.id, &configuration, RunOptions::default()).await;
     poll::eventually("it is being filled", Duration::from_secs(60), async || match unfinished(cache.path()) {
         0 => Err(agent.text()),
         _ => Ok(()),
     })
     .await;
+    assert_eq!(plane.test.reread(&run).await.status, RunState::Planned, "nobody waits for it");
+    (agent, run)
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_while_it_fills_leaves_no_half_package_and_the_next_one_clears_up() {
+    let (plane, cache) = (Plane::new().await, CacheDir::new());
+    let (agent, first) = filling(&plane, &cache).await;
     agent.kill().await;
-    assert_eq!(plane.test.reread(&ordered).await.status, RunState::Planned, "nobody waited for it");
     assert_eq!((packages(cache.path()), unfinished(cache.path())), (vec![], 1));
 
     let mut agent = launch(&plane, cache.path());
     agent.until("the agent is ready").await;
     assert_eq!(unfinished(cache.path()), 0);
     // The job was reported: nobody asks for what it has fetched.
-    eventually("the job is cleared away", async || plane.signal("agent").join("jobs").read_dir().unwrap().count() == 0)
-        .await;
-    runs::discard(&plane.test.app, &ordered.id).await.unwrap();
+    let jobs = plane.signal("agent").join("jobs");
+    eventually("the job is cleared away", async || jobs.read_dir().unwrap().count() == 0).await;
+    runs::discard(&plane.test.app, &first.id).await.unwrap();
     run(&plane, "", &fetch("small"), "").await;
     eventually("the package is there", async || packages(cache.path()).len() == 1).await;
     end(agent).await;
     assert_eq!(unfinished(cache.path()), 0);
+    assert_clean(&plane.signal("agent"));
+}
+
+#[tokio::test]
+async fn an_agent_that_is_stopped_does_not_fill_to_the_end() {
+    let (plane, cache) = (Plane::new().await, CacheDir::new());
+    let (agent, _) = filling(&plane, &cache).await;
+    agent.signal(Signal::TERM);
+    poll::eventually("it drains", Duration::from_secs(60), async || {
+        let said = agent.text();
+        if said.contains("takes no new jobs") { Ok(()) } else { Err(said) }
+    })
+    .await;
+    let said = end(agent).await;
+    assert!(said.contains("there was no time"), "{said}");
+    assert_eq!((packages(cache.path()), unfinished(cache.path())), (vec![], 0));
     assert_clean(&plane.signal("agent"));
 }
 

@@ -7,7 +7,7 @@
 //! <data>/jobs/<job>.json       the job and its placement; 0600; never in reach of the stage
 //! <data>/jobs/<job>.plan.tgz   the plan artifact, made after the end
 //! <data>/jobs/<job>.pid        Process executor: who runs it
-//! <data>/jobs/<job>/           (Sidecar executor: in the common volume) 0700, owned by the stage's user: steps, config/, log, masks, artifacts/, home/, tmp/, cancel, result; hooks/ stays the agent's
+//! <data>/jobs/<job>/           (Sidecar executor: in the common volume) 0700, owned by the stage's user: steps, config/, log, masks, artifacts/, home/, tmp/, provider-cache/, cancel, result; hooks/ stays the agent's
 //! <data>/work/<run>/           Process executor: what config/ leads to, so that plan and apply see the same path
 //! <data>/work/<run>.job        Process executor: the job that it belongs to now
 //! ```
