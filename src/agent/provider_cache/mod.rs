@@ -156,38 +156,25 @@ impl ProviderCache {
     /// Copies what the job has fetched and what is new here, when nothing of the stage runs any more. What fails is told in the
     /// agent's log, and harms nobody. May be given up at any moment: half a package is never seen.
     pub async fn fill(&self, dir: &JobDir) {
-        let _turn = self.filling.lock().await;
         let fetched = match dir.open_folder(FOLDER).await {
-            Ok(Some(folder)) => folder,
+            Ok(Some(folder)) => blocking(move || collect::find(&folder)).await,
             Ok(None) => return,
+            Err(error) => Err(io::Error::other(error)),
+        };
+        let fetched = match fetched {
+            Ok(fetched) if fetched.is_empty() => return,
+            Ok(fetched) => fetched,
             Err(error) => {
-                tracing::debug!(path = %dir.path().display(), error = %Chain(&error), "the run's providers cannot be looked at");
+                tracing::warn!(path = %dir.path().display(), error = %Chain(&error), "what a run has fetched is not kept for others");
                 return;
             }
         };
         let locked = locked(dir).await;
+        let _turn = self.filling.lock().await;
         let (store, now_ms, stop) = (self.store.clone(), self.clock.now_ms(), CancellationToken::new());
         // When the caller gives up, the thread does too.
         let _given_up = stop.clone().drop_guard();
-        let done = blocking(move || {
-            let mut done = Vec::new();
-            let mut room = store.limit();
-            for fetched in collect::find(&fetched)? {
-                match keep(&store, &fetched, &locked, (room.min(LARGEST), now_ms), &stop) {
-                    Ok(None) => {}
-                    Ok(Some(kept)) => {
-                        room = room.saturating_sub(kept.bytes);
-                        done.push(kept);
-                    }
-                    Err(_) if stop.is_cancelled() => break,
-                    Err(error) => {
-                        tracing::warn!(package = %fetched.package, error = %Chain(&error), "a provider that a run has fetched is not kept for others");
-                    }
-                }
-            }
-            Ok(done)
-        })
-        .await;
+        let done = blocking(move || Ok(keep_all(&store, &fetched, &locked, now_ms, &stop))).await;
         match done {
             Ok(done) => {
                 self.kept.fetch_add(done.len() as u64, Ordering::Relaxed);
@@ -256,6 +243,26 @@ struct Kept {
     bytes: u64,
     /// What was removed for it, and what is left.
     trimmed: (u64, u64),
+}
+
+/// Copies what is new of the packages; all of it together is no larger than the store may be.
+fn keep_all(store: &Store, fetched: &[Fetched], locked: &Locked, now_ms: i64, stop: &CancellationToken) -> Vec<Kept> {
+    let mut done = Vec::new();
+    let mut room = store.limit();
+    for fetched in fetched {
+        match keep(store, fetched, locked, (room.min(LARGEST), now_ms), stop) {
+            Ok(None) => {}
+            Ok(Some(kept)) => {
+                room = room.saturating_sub(kept.bytes);
+                done.push(kept);
+            }
+            Err(_) if stop.is_cancelled() => break,
+            Err(error) => {
+                tracing::warn!(package = %fetched.package, error = %Chain(&error), "a provider that a run has fetched is not kept for others");
+            }
+        }
+    }
+    done
 }
 
 /// Copies a package of `limit` bytes at most, if it is new.
