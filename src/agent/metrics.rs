@@ -22,7 +22,10 @@ use prometheus_client::{
 };
 use tokio::net::TcpListener;
 
-use super::Agent;
+use super::{
+    Agent,
+    provider_cache::{self, ProviderCache},
+};
 use crate::api::{
     agent::{FinishRequest, Outcome},
     job::Stage,
@@ -110,6 +113,16 @@ impl Metrics {
             "Spans that did not reach the collector",
             ConstCounter::new(now.dropped_spans),
         );
+        let provider_cache::Figures { linked, kept, removed, bytes } = now.providers;
+        for (name, what, count) in [
+            ("linked_providers", "Packages of providers that runs had from the cache", linked),
+            ("kept_providers", "Packages of providers that were new to the cache", kept),
+            ("removed_providers", "Packages of providers that were removed from the cache", removed),
+        ] {
+            registry.register(name, what, ConstCounter::new(count));
+        }
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        registry.register("provider_cache_bytes", "Size of the cache of providers", ConstGauge::new(bytes));
         registry.register("log_bytes", "Bytes of logs delivered, of stages that have ended", self.log_bytes.clone());
         let mut text = String::new();
         match text::encode(&mut text, &registry) {
@@ -126,6 +139,7 @@ struct Now {
     warm: i64,
     accepts: bool,
     dropped_spans: u64,
+    providers: provider_cache::Figures,
 }
 
 impl Now {
@@ -137,6 +151,7 @@ impl Now {
             warm: number(agent.executor.waiting()),
             accepts: !agent.shutdown.drain.is_cancelled() && !*agent.cordoned.borrow() && agent.trouble().is_none(),
             dropped_spans: agent.config.trace.dropped(),
+            providers: agent.executor.provider_cache().map(ProviderCache::figures).unwrap_or_default(),
         }
     }
 }
@@ -195,7 +210,8 @@ mod tests {
         metrics.reported(Stage::Apply, &FinishRequest { outcome: Outcome::Canceled, ..finish });
         metrics.claim_failed();
         metrics.heartbeat_failed();
-        let text = metrics.text(&Now { slots: 5, jobs: 2, warm: 1, accepts: true, dropped_spans: 7 });
+        let providers = provider_cache::Figures { linked: 3, kept: 2, removed: 1, bytes: 4096 };
+        let text = metrics.text(&Now { slots: 5, jobs: 2, warm: 1, accepts: true, dropped_spans: 7, providers });
         for line in [
             "terrapool_agent_slots 5",
             "terrapool_agent_jobs 2",
@@ -209,6 +225,10 @@ mod tests {
             "terrapool_agent_failed_claims_total 1",
             "terrapool_agent_failed_heartbeats_total 1",
             "terrapool_agent_dropped_spans_total 7",
+            "terrapool_agent_linked_providers_total 3",
+            "terrapool_agent_kept_providers_total 2",
+            "terrapool_agent_removed_providers_total 1",
+            "terrapool_agent_provider_cache_bytes 4096",
             "# EOF",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

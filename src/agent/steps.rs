@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, path::Path};
 
 use self::format::{Announce, ENGINE, Output, Stage as Steps, Step};
-use super::hooks::{self, Hook, Point};
+use super::{
+    hooks::{self, Hook, Point},
+    provider_cache,
+};
 use crate::{
     api::job::{Category, EngineKind, JobSpec, Stage},
     trace::{self, Node, Part},
@@ -62,6 +65,8 @@ pub struct Facts<'a> {
     pub grace_seconds: u64,
     /// There is a [`CLI_CONFIG`].
     pub cli_config: bool,
+    /// There is a [`provider_cache::FOLDER`].
+    pub provider_cache: bool,
     /// The hooks of the stage, which lie in the job directory.
     pub hooks: &'a [Hook],
     /// Where the control plane is, as the agent reaches it: `host` or `host:port`.
@@ -102,7 +107,12 @@ pub fn plan(spec: &JobSpec, facts: &Facts<'_>) -> Result<Steps> {
     // The version comes first: its lines head the log.
     let mut steps = vec![version];
     steps.extend(hooks(Point::PreInit));
-    steps.push(step("init", &["init", "-input=false"], Output::Captured("init.log".to_owned())));
+    let mut init = step("init", &["init", "-input=false"], Output::Captured("init.log".to_owned()));
+    if facts.provider_cache {
+        // Here alone: engines that hooks and provisioners start would take it for one that they can write.
+        init.env = vec![provider_cache::variable(facts.dir)];
+    }
+    steps.push(init);
     match spec.stage {
         Stage::Plan => {
             let args = plan_arguments(spec);
@@ -354,6 +364,7 @@ mod tests {
         tmp: Some("/tmp"),
         grace_seconds: 60,
         cli_config: false,
+        provider_cache: false,
         hooks: &[],
         hostname: Some("terrapool.example.com"),
     };

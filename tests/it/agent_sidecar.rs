@@ -16,6 +16,7 @@ use crate::support::{
     agents::{Plane, appears, eventually, state},
     cli::Engine,
     pods::{Pod, SAME, Users, agents, copy},
+    store::NOTE,
 };
 
 #[tokio::test]
@@ -45,6 +46,19 @@ async fn a_real_plan_and_its_apply_run_in_pods_of_their_own() {
     assert!(log.contains("Apply complete! Resources: 1 added"), "{log}");
     assert!(log.contains("said = \"hello\""), "{log}");
     assert!(plane.serial().await.is_some());
+}
+
+#[tokio::test]
+async fn a_run_in_a_pod_has_no_cache_of_providers() {
+    let plane = Plane::new().await;
+    let files = [&NOTE[..], &[("main.tf", "# nothing\n")]].concat();
+    let configuration = plane.configuration(&files).await;
+    let run = plane.test.run(&plane.fixture.workspace.id, &configuration, RunOptions::default()).await;
+    let mut pod = Pod::start(&plane, "plan").await;
+    let run = plane.until(&run, RunState::Planned).await;
+    pod.succeeds(&plane).await;
+    let log = plane.log(run.plan_id.as_str()).await;
+    assert!(log.contains("init: none, plan: none\n"), "{log}");
 }
 
 /// A plan and an apply with these users.

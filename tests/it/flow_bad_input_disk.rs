@@ -3,57 +3,19 @@
 
 use std::{
     fs,
-    io::Write,
-    path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use tempfile::TempDir;
 use terrapool::agent::executor::Choice;
 
 use crate::support::{
     cli::Input,
+    disk::SmallDisk,
     poll::eventually,
     programs::{AgentProgram, ServerProgram},
 };
-
-/// A small disk of its own. Mounting needs root.
-struct SmallDisk {
-    dir: TempDir,
-}
-
-impl SmallDisk {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(dir.path()).output();
-        let mount = mount.unwrap();
-        assert!(mount.status.success(), "the test needs root to mount a small disk: {mount:?}");
-        Self { dir }
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// Writes until nothing more fits; the file that holds the room.
-    fn fill(&self) -> PathBuf {
-        let path = self.path().join("filler");
-        let mut file = fs::File::create(&path).unwrap();
-        for size in [1 << 16, 1 << 12, 1] {
-            while file.write_all(&vec![1; size]).is_ok() {}
-        }
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("--lazy").arg(self.path()).output());
-    }
-}
 
 const CONFIGURATION: &str = r#"
 resource "terraform_data" "one" {
@@ -69,7 +31,7 @@ resource "terraform_data" "two" {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_of_the_control_plane_loses_nothing() {
-    let disk = SmallDisk::new();
+    let disk = SmallDisk::of(24 << 20);
     let server = ServerProgram::start(disk.path()).await;
     let place = server.admin.place("prod").await;
     let agent = AgentProgram::start(&server, &place, "first", Choice::Process).await;

@@ -23,7 +23,11 @@ use std::{
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use crate::{files::write_private, hash, telemetry::Chain};
+use crate::{
+    agent::lru::{Kept, Stamp, Used, read_json, remove, surplus, write_json},
+    hash,
+    telemetry::Chain,
+};
 
 /// How often a lock is asked for that another one holds.
 const LOCK_POLL: Duration = Duration::from_millis(50);
@@ -60,32 +64,6 @@ struct Entry {
     /// SHA-256 of the file, in hexadecimal.
     sha256: String,
     stamp: Stamp,
-}
-
-/// A file that looks like this was not changed by accident.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
-    size: u64,
-    modified_s: i64,
-    modified_ns: i64,
-    inode: u64,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-struct Used {
-    /// Milliseconds since 1970.
-    last_ms: i64,
-    /// A job that was given it may run until then: milliseconds since 1970.
-    until_ms: i64,
-}
-
-/// What removal is decided on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Kept {
-    name: String,
-    bytes: u64,
-    used: Used,
 }
 
 impl Cache {
@@ -182,9 +160,8 @@ impl Cache {
     /// Keeps the entry until a job has ended that may take `lasting` from now.
     pub(super) fn reserve(&self, lock: &Lock, now_ms: i64, lasting: Duration) -> io::Result<()> {
         let path = self.entry(&lock.name).join(USED);
-        let until_ms = now_ms.saturating_add(i64::try_from(lasting.as_millis()).unwrap_or(i64::MAX));
         let before: Used = read_json(&path).unwrap_or_default();
-        write_json(&path, &Used { last_ms: now_ms, until_ms: until_ms.max(before.until_ms) })
+        write_json(&path, &before.again(now_ms, lasting))
     }
 
     /// Removes what was not wanted for longest until the rest fits, and the leftovers of all entries.
@@ -230,22 +207,6 @@ impl Drop for Draft {
     }
 }
 
-/// The least recently used entries whose removal makes the rest fit. What is in use stays, whatever its size.
-fn surplus(mut kept: Vec<Kept>, limit: u64, now_ms: i64) -> Vec<String> {
-    let mut total: u64 = kept.iter().map(|entry| entry.bytes).sum();
-    kept.retain(|entry| entry.used.until_ms <= now_ms);
-    kept.sort_by(|a, b| (a.used.last_ms, &a.name).cmp(&(b.used.last_ms, &b.name)));
-    let mut gone = Vec::new();
-    for entry in kept {
-        if total <= limit {
-            break;
-        }
-        total -= entry.bytes;
-        gone.push(entry.name);
-    }
-    gone
-}
-
 /// The program of a sound entry. Its content is read only when the file looks changed.
 fn check(dir: &Path) -> io::Result<PathBuf> {
     let path = dir.join(ENTRY);
@@ -268,7 +229,7 @@ fn stamp(path: &Path) -> io::Result<Stamp> {
     if !meta.is_file() || meta.mode() & 0o111 == 0 {
         return Err(io::Error::other(format!("{} is no program", path.display())));
     }
-    Ok(Stamp { size: meta.len(), modified_s: meta.mtime(), modified_ns: meta.mtime_nsec(), inode: meta.ino() })
+    Ok(Stamp::from(&meta))
 }
 
 fn sha256(path: &Path) -> io::Result<String> {
@@ -280,49 +241,9 @@ fn size(dir: &Path) -> u64 {
     files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum()
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<T> {
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
-}
-
-fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    write_private(path, &serde_json::to_vec(value)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn kept(name: &str, bytes: u64, last_ms: i64, until_ms: i64) -> Kept {
-        Kept { name: name.to_owned(), bytes, used: Used { last_ms, until_ms } }
-    }
-
-    #[test]
-    fn the_least_recently_used_go_first_and_only_as_many_as_needed() {
-        let all = || vec![kept("new", 10, 30, 0), kept("old", 10, 10, 0), kept("middle", 10, 20, 0)];
-        for (limit, gone) in [
-            (30, vec![]),
-            (29, vec!["old"]),
-            (20, vec!["old"]),
-            (19, vec!["old", "middle"]),
-            (0, vec!["old", "middle", "new"]),
-        ] {
-            assert_eq!(surplus(all(), limit, 100), gone, "{limit}");
-        }
-    }
-
-    #[test]
-    fn what_a_job_may_still_use_is_never_removed() {
-        let all = vec![kept("running", 10, 10, 101), kept("ended", 10, 20, 100), kept("other", 10, 30, 0)];
-        assert_eq!(surplus(all.clone(), 20, 100), ["ended"]);
-        assert_eq!(surplus(all, 0, 100), ["ended", "other"]);
-    }
 
     fn place(cache: &Cache, name: &str, content: &str) -> PathBuf {
         let lock = cache.try_lock(name).unwrap().unwrap();

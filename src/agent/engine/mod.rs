@@ -19,6 +19,7 @@ use std::{
 
 pub use download::Error as DownloadError;
 pub use find::is_static;
+pub(super) use release::architecture;
 pub use release::{ExactVersion, InvalidMirror, Origin};
 pub use releases::{Releases, SetUpError, Settings};
 

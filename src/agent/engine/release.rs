@@ -71,7 +71,7 @@ impl fmt::Display for Release {
 }
 
 /// As Go calls it.
-fn architecture() -> &'static str {
+pub(in crate::agent) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

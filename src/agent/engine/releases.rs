@@ -16,10 +16,7 @@ use super::{
     release::{ExactVersion, Origin, Release},
     verify::{self, Keyring},
 };
-use crate::{api::job::EngineKind, clock::Clock, http, telemetry::Chain};
-
-/// A job's engine is kept for so long beyond the job's own limit: it also waits for its image and its files.
-const MARGIN: Duration = Duration::from_secs(3600);
+use crate::{agent::lru::MARGIN, api::job::EngineKind, clock::Clock, http, telemetry::Chain};
 
 /// How long a failed download is not tried again for those who can do without.
 const FORGIVEN: Duration = Duration::from_secs(300);

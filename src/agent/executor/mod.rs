@@ -21,6 +21,7 @@ pub mod volume;
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -34,6 +35,7 @@ use super::{
     engine::{self, Engines},
     hooks::{self, Hooks},
     jobdir::{self, JobDir, Placement},
+    provider_cache::ProviderCache,
     providers::Providers,
     steps,
 };
@@ -125,6 +127,9 @@ pub struct Settings {
     pub engines: Engines,
     /// Where runs get their providers from.
     pub providers: Providers,
+    /// What runs have fetched is kept there for others; absent: nowhere. Docker and Process, unless their providers come
+    /// from a directory.
+    pub provider_cache: Option<Arc<ProviderCache>>,
     /// What runs before and after the engine's commands.
     pub hooks: Hooks,
     /// Where the control plane is, for runs to know: `host` or `host:port`.
@@ -151,6 +156,7 @@ impl Settings {
             grace: Duration::from_secs(60),
             engines: Engines::default(),
             providers: Providers::default(),
+            provider_cache: None,
             hooks: Hooks::default(),
             hostname: None,
         }
@@ -183,7 +189,9 @@ async fn set_up_in_place(dir: &JobDir, spec: &JobSpec, prepared: &Prepared, sett
     let tmp = Some(format!("{root}/tmp")).filter(|tmp| tmp.len() <= LONGEST_TMP);
     let engine = prepared.engine.as_deref().map(text);
     let cli_config = settings.providers.in_place();
-    set_up(dir, spec, settings, Seen { dir: &root, engine: engine.as_deref(), tmp: tmp.as_deref(), cli_config }).await
+    let provider_cache = settings.provider_cache.as_ref().map(|cache| text(cache.dir()));
+    let (engine, tmp, provider_cache) = (engine.as_deref(), tmp.as_deref(), provider_cache.as_deref());
+    set_up(dir, spec, settings, Seen { dir: &root, engine, tmp, cli_config, provider_cache }).await
 }
 
 /// What a stage sees, from where it runs.
@@ -193,6 +201,8 @@ struct Seen<'a> {
     tmp: Option<&'a str>,
     /// The engine's own configuration.
     cli_config: Option<String>,
+    /// The packages of [`Settings::provider_cache`].
+    provider_cache: Option<&'a str>,
 }
 
 /// Sets the job directory up for a stage that sees so much.
@@ -200,6 +210,10 @@ async fn set_up(dir: &JobDir, spec: &JobSpec, settings: &Settings, seen: Seen<'_
     if let Some(config) = &seen.cli_config {
         dir.put_cli_config(config).await?;
     }
+    let provider_cache = match (&settings.provider_cache, seen.provider_cache) {
+        (Some(cache), Some(seen)) => cache.link(dir, spec, seen).await,
+        _ => false,
+    };
     let hooks = settings.hooks.of(spec.stage).await?;
     let facts = steps::Facts {
         dir: seen.dir,
@@ -207,6 +221,7 @@ async fn set_up(dir: &JobDir, spec: &JobSpec, settings: &Settings, seen: Seen<'_
         tmp: seen.tmp,
         grace_seconds: settings.grace.as_secs(),
         cli_config: seen.cli_config.is_some(),
+        provider_cache,
         hooks: &hooks,
         hostname: settings.hostname.as_deref(),
     };
@@ -328,12 +343,28 @@ where
     }
 }
 
+/// The cache of providers, when there is to be one. Runs go on without it when it cannot be used.
+async fn usable(settings: &Settings) -> Option<Arc<ProviderCache>> {
+    // Packages of a directory are here already, and runs use them where they are.
+    let wanted = settings.choice != Choice::Sidecar && settings.providers.directory().is_none();
+    let cache = settings.provider_cache.clone().filter(|_| wanted)?;
+    match cache.open().await {
+        Ok(()) => Some(cache),
+        Err(error) => {
+            let path = cache.dir().display();
+            tracing::warn!(%path, error = %Chain(&error), "runs go on without a cache of providers: it cannot be used; name another directory (--cache-dir)");
+            None
+        }
+    }
+}
+
 impl Executor {
     /// Finds out how stages can be run on this host.
     ///
     /// # Errors
     /// When Docker was asked for and does not answer, or the data directory cannot be used.
-    pub async fn connect(settings: Settings) -> Result<Connected> {
+    pub async fn connect(mut settings: Settings) -> Result<Connected> {
+        settings.provider_cache = usable(&settings).await;
         // Docker alone can block anything.
         let blocks = settings.isolation.require_block;
         match settings.choice {
@@ -373,6 +404,16 @@ impl Executor {
             Self::Docker(_) => ExecutorKind::Docker,
             Self::Sidecar(_) => ExecutorKind::Sidecar,
             Self::Process(_) => ExecutorKind::Process,
+        }
+    }
+
+    /// What its runs have fetched is kept there for others.
+    #[must_use]
+    pub fn provider_cache(&self) -> Option<&ProviderCache> {
+        match self {
+            Self::Docker(docker) => docker.provider_cache(),
+            Self::Sidecar(_) => None,
+            Self::Process(process) => process.provider_cache(),
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{Error, Exit, KILL_PATIENCE, LOOK, POLL, Prepared, Result, Settings, Signal, runner, set_up_in_place};
 use crate::{
-    agent::jobdir::JobDir,
+    agent::{jobdir::JobDir, provider_cache::ProviderCache},
     api::{agent::JobRef, job::JobSpec},
     files::write_private,
     ids::JobId,
@@ -46,6 +46,10 @@ impl Process {
     pub(super) fn new(settings: Settings) -> Result<Self> {
         let runner = runner::install(&settings.data)?;
         Ok(Self { settings, runner })
+    }
+
+    pub(super) fn provider_cache(&self) -> Option<&ProviderCache> {
+        self.settings.provider_cache.as_deref()
     }
 
     pub(super) async fn prepare(&self, spec: &JobSpec) -> Result<Prepared> {

@@ -5,6 +5,7 @@
 //! is reported about a job that is not ours any more.
 
 mod deliver;
+mod providers;
 mod spans;
 
 use std::{
@@ -223,7 +224,11 @@ impl Supervisor {
             Err(stop) => Err(stop),
         };
         match end {
-            Ok(()) => self.agent.jobs.reported(&id),
+            Ok(()) => {
+                self.agent.jobs.reported(&id);
+                self.remove_stage().await;
+                self.keep_providers().await;
+            }
             Err(Stop::Fenced) => {
                 tracing::warn!(job = %id, epoch = self.spec.epoch, "the job is not this agent's any more; it is stopped and nothing is reported");
                 self.agent.jobs.reported(&id);
@@ -236,7 +241,6 @@ impl Supervisor {
                 return;
             }
         }
-        self.remove_stage().await;
         self.remove_files().await;
     }
 

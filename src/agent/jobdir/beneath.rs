@@ -8,7 +8,10 @@ use std::{
     path::{Component, Path},
 };
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::{
+    fs::{CWD, Mode, OFlags, openat},
+    io::Errno,
+};
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -28,6 +31,15 @@ pub(super) fn open(base: &Path, path: &Path) -> io::Result<Option<File>> {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// Opens the directory `name` in `base`; `None`: there is no such directory.
+pub(super) fn open_dir(base: &Path, name: &str) -> io::Result<Option<OwnedFd>> {
+    match openat(openat(CWD, base, DIRECTORY, Mode::empty())?, name, DIRECTORY, Mode::empty()) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

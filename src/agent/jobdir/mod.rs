@@ -7,7 +7,7 @@
 //! <data>/jobs/<job>.json       the job and its placement; 0600; never in reach of the stage
 //! <data>/jobs/<job>.plan.tgz   the plan artifact, made after the end
 //! <data>/jobs/<job>.pid        Process executor: who runs it
-//! <data>/jobs/<job>/           (Sidecar executor: in the common volume) 0700, owned by the stage's user: steps, config/, log, masks, artifacts/, home/, tmp/, cancel, result; hooks/ stays the agent's
+//! <data>/jobs/<job>/           (Sidecar executor: in the common volume) 0700, owned by the stage's user: steps, config/, log, masks, artifacts/, home/, tmp/, provider-cache/, cancel, result; hooks/ stays the agent's
 //! <data>/work/<run>/           Process executor: what config/ leads to, so that plan and apply see the same path
 //! <data>/work/<run>.job        Process executor: the job that it belongs to now
 //! ```
@@ -20,7 +20,10 @@ mod work;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Seek, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt, symlink},
+    },
     path::{Path, PathBuf},
 };
 
@@ -318,7 +321,7 @@ impl JobDir {
     /// # Errors
     /// When it is not a regular file or cannot be read.
     pub async fn state(&self) -> Result<Option<Bytes>> {
-        self.read_in_config("terraform.tfstate").await
+        self.read_in_config("terraform.tfstate", STATE_LIMIT).await
     }
 
     /// Changes whenever the state file does: cheap enough to be asked ten times a second. `None`: there is none.
@@ -334,14 +337,31 @@ impl JobDir {
     /// # Errors
     /// As [`Self::state`].
     pub async fn errored_state(&self) -> Result<Option<Bytes>> {
-        self.read_in_config("errored.tfstate").await
+        self.read_in_config("errored.tfstate", STATE_LIMIT).await
     }
 
-    async fn read_in_config(&self, name: &'static str) -> Result<Option<Bytes>> {
+    /// The dependency lock file, of `limit` bytes at most; `None`: there is none.
+    ///
+    /// # Errors
+    /// When it is longer, no regular file, or cannot be read.
+    pub(super) async fn lock_file(&self, limit: u64) -> Result<Option<Bytes>> {
+        self.read_in_config(steps::LOCK_FILE, limit).await
+    }
+
+    /// A folder of the directory, to look at what the stage left in it; `None`: there is none.
+    ///
+    /// # Errors
+    /// When it is something else, or cannot be opened.
+    pub(super) async fn open_folder(&self, name: &'static str) -> Result<Option<OwnedFd>> {
+        let root = self.root.clone();
+        blocking(move || beneath::open_dir(&root, name).map_err(Error::io(format!("open {name} of the stage")))).await
+    }
+
+    async fn read_in_config(&self, name: &'static str, limit: u64) -> Result<Option<Bytes>> {
         let dir = self.clone();
         blocking(move || {
             let (base, path) = dir.in_config(name);
-            let read = beneath::read(&base, &path, STATE_LIMIT);
+            let read = beneath::read(&base, &path, limit);
             Ok(read.map_err(Error::io(format!("read {name} of the stage")))?.map(Bytes::from))
         })
         .await

@@ -12,6 +12,7 @@ use super::super::engines;
 use crate::{
     agent::{
         engine::{Engines, Origin, Releases, Settings},
+        provider_cache::ProviderCache,
         providers::{Mirror, Providers},
     },
     crd::common::Span,
@@ -50,11 +51,22 @@ pub(super) struct EngineArgs {
     #[arg(long, env = "TERRAPOOL_AGENT_PROVIDER_DIRECT", value_name = "BOOL", default_value_t = true,
         action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     provider_direct: bool,
+    /// What providers that runs have fetched may take in the cache, for later runs; 0: none are kept.
+    #[arg(long, env = "TERRAPOOL_AGENT_PROVIDER_CACHE_SIZE", value_name = "SIZE", default_value = "10GiB")]
+    provider_cache_size: Size,
+}
+
+/// What the flags come to.
+#[derive(Debug)]
+pub(super) struct Settled {
+    pub(super) engines: Engines,
+    pub(super) providers: Providers,
+    pub(super) provider_cache: Option<Arc<ProviderCache>>,
 }
 
 impl EngineArgs {
     /// Engines and providers of an agent whose data is at `data`.
-    pub(super) fn into_settings(self, data: &Path, ca_file: Option<&Path>) -> anyhow::Result<(Engines, Providers)> {
+    pub(super) fn into_settings(self, data: &Path, ca_file: Option<&Path>) -> anyhow::Result<Settled> {
         let Self { engine_dir, engine_download, engine_mirror, engine_keys, engine_timeout, .. } = self;
         ensure!(
             self.provider_direct || self.provider_mirror.is_some(),
@@ -67,6 +79,8 @@ impl EngineArgs {
         if let Some(Mirror::Directory(dir)) = &self.provider_mirror {
             ensure!(dir.is_dir(), "there is no directory {} (--provider-mirror)", dir.display());
         }
+        let Size(size) = self.provider_cache_size;
+        let provider_cache = (size > 0).then(|| Arc::new(ProviderCache::new(&cache_dir, size)));
         let releases = Releases::new(Settings {
             cache_dir,
             cache_size: self.cache_size.0,
@@ -77,7 +91,8 @@ impl EngineArgs {
             deadline: engine_timeout.as_duration(),
         })?;
         let engines = engines(engine_dir).with_releases(Arc::new(releases));
-        Ok((engines, Providers { mirror: self.provider_mirror, direct: self.provider_direct }))
+        let providers = Providers { mirror: self.provider_mirror, direct: self.provider_direct };
+        Ok(Settled { engines, providers, provider_cache })
     }
 }
 
@@ -97,6 +112,8 @@ impl FromStr for Size {
             "MiB" => 1 << 20,
             "GiB" => 1 << 30,
             "TiB" => 1 << 40,
+            // Nothing is nothing, whatever it is measured in.
+            "" if number == "0" => 1,
             _ => return Err(invalid()),
         };
         let number: u64 = number.parse().map_err(|_| invalid())?;
@@ -124,6 +141,7 @@ mod tests {
     fn sizes_have_a_unit() {
         assert_eq!("10GiB".parse(), Ok(Size(10 << 30)));
         assert_eq!("512MiB".parse(), Ok(Size(512 << 20)));
+        assert_eq!("0".parse(), Ok(Size(0)));
         for text in ["", "10", "GiB", "10GB", "10 GiB", "-1GiB", "99999999TiB", "1.5GiB"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
@@ -140,8 +158,21 @@ mod tests {
     }
 
     #[test]
+    fn providers_are_kept_in_the_cache_directory_unless_they_may_take_nothing() {
+        let cache_of =
+            |line: &[&str]| parse(line).unwrap().into_settings(Path::new("/data"), None).unwrap().provider_cache;
+        assert_eq!(cache_of(&[]).unwrap().dir(), Path::new("/data/cache/providers"));
+        assert_eq!(cache_of(&["--cache-dir=/srv/cache"]).unwrap().dir(), Path::new("/srv/cache/providers"));
+        for off in ["--provider-cache-size=0", "--provider-cache-size=0GiB"] {
+            assert!(cache_of(&[off]).is_none(), "{off}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_at_once() {
-        for line in ["--engine-mirror=mirror", "--provider-mirror=http://x/", "--cache-size=10"] {
+        for line in
+            ["--engine-mirror=mirror", "--provider-mirror=http://x/", "--cache-size=10", "--provider-cache-size=10"]
+        {
             assert!(parse(&[line]).is_err(), "{line}");
         }
         for line in ["--engine-key=/nonexistent", "--provider-mirror=/nonexistent"] {

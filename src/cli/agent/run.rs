@@ -10,7 +10,7 @@ use url::Url;
 
 use super::{
     super::{label, secret},
-    engines::EngineArgs,
+    engines::{EngineArgs, Settled},
 };
 use crate::{
     agent::{self, AgentConfig, executor::Choice},
@@ -89,7 +89,8 @@ impl Args {
     pub(super) fn config(self, token: SecretString) -> anyhow::Result<(AgentConfig, Option<Span>)> {
         let data = std::path::absolute(&self.data)?;
         let name = self.name.unwrap_or_else(super::host_name);
-        let (engines, providers) = self.engines.into_settings(&data, self.ca_file.as_deref())?;
+        let Settled { engines, providers, provider_cache } =
+            self.engines.into_settings(&data, self.ca_file.as_deref())?;
         let mut config = AgentConfig::new(self.url, token, name, data);
         config.slots = self.concurrency.max(1);
         config.ca_file = self.ca_file;
@@ -104,6 +105,7 @@ impl Args {
         config.executor.run_image = self.run_image;
         config.executor.engines = engines;
         config.executor.providers = providers;
+        config.executor.provider_cache = provider_cache;
         config.executor.hooks = self.hooks.hooks()?;
         self.isolation.apply(&mut config.executor);
         Ok((config, self.drain_timeout))

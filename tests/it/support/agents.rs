@@ -34,11 +34,14 @@ use super::{
 /// Longest wait for something that takes milliseconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// What the fake engine does; `plan.sh` and `apply.sh` come with the configuration.
+/// What the fake engine does; `init.sh`, `plan.sh` and `apply.sh` come with the configuration.
 pub const ENGINE: &str = r#"#!/bin/sh
 case "$1" in
 version) echo "Terraform v1.11.4" ;;
-init) echo "initialised" ;;
+init)
+    echo "initialised"
+    if [ -f init.sh ]; then . ./init.sh; fi
+    ;;
 plan)
     code=2
     if [ -f plan.sh ]; then . ./plan.sh; fi

@@ -20,6 +20,7 @@ const BUSYBOX: &str = "/bin/busybox";
 pub const ENGINE: &str = r#"#!/bin/sh
 case "$1" in
 version) echo "Terraform v1.11.4" ;;
+init) if [ -f init.sh ]; then . ./init.sh; fi ;;
 plan)
     . ./plan.sh
     for argument; do case "$argument" in -out=*) echo "the plan" >"${argument#-out=}" ;; esac; done

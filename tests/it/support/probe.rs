@@ -5,9 +5,13 @@ use std::{
     io::Write,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use axum::{Json, Router, routing::get};
+use axum::{Json, Router, http::Method, routing::get};
 use bytes::Bytes;
 use serde_json::json;
 use tempfile::TempDir;
@@ -20,8 +24,8 @@ use super::{
 
 pub const VERSION: &str = "1.2.3";
 
-/// Below a mirror's root.
-const FOLDER: &str = "registry.terrapool.test/test/probe";
+/// Below a mirror's root, and below a plugin cache directory.
+pub const FOLDER: &str = "registry.terrapool.test/test/probe";
 
 /// The program, as `tests/run` built it: its folder is named after its source.
 pub fn program() -> PathBuf {
@@ -94,6 +98,10 @@ fn open_to_all(path: &Path) {
 pub struct NetworkMirror {
     pub url: String,
     pub ca: PathBuf,
+    /// The hash of the archive, as in lock files.
+    pub zh: String,
+    /// How often the package itself was asked for.
+    fetched: Arc<AtomicUsize>,
     handle: axum_server::Handle<std::net::SocketAddr>,
     _dir: TempDir,
 }
@@ -108,18 +116,34 @@ impl NetworkMirror {
         listener.set_nonblocking(true).unwrap();
         let url = format!("https://{host}:{}/", listener.local_addr().unwrap().port());
         let archive = Bytes::from(package());
+        let fetched = Arc::<AtomicUsize>::default();
+        let counted = fetched.clone();
         let versions = json!({"versions": {VERSION: {}}});
         let platform = format!("linux_{}", architecture());
         let hash = format!("zh:{}", sha256(&archive));
+        let zh = hash.clone();
         let archives = json!({"archives": {platform: {"url": package_name(), "hashes": [hash]}}});
         let router = Router::new()
             .route(&format!("/{FOLDER}/index.json"), get(async move || Json(versions)))
             .route(&format!("/{FOLDER}/{VERSION}.json"), get(async move || Json(archives)))
-            .route(&format!("/{FOLDER}/{}", package_name()), get(async move || archive));
+            .route(
+                &format!("/{FOLDER}/{}", package_name()),
+                get(async move |method: Method| {
+                    // terraform asks for the head first.
+                    if method == Method::GET {
+                        counted.fetch_add(1, Ordering::Relaxed);
+                    }
+                    archive
+                }),
+            );
         let handle = axum_server::Handle::new();
         let server = axum_server::from_tcp_rustls(listener, tls).unwrap().handle(handle.clone());
         tokio::spawn(server.serve(router.into_make_service()));
-        Self { url, ca: own.ca, handle, _dir: dir }
+        Self { url, ca: own.ca, zh, fetched, handle, _dir: dir }
+    }
+
+    pub fn fetched(&self) -> usize {
+        self.fetched.load(Ordering::Relaxed)
     }
 }
 

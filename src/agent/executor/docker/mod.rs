@@ -38,7 +38,10 @@ use super::{
     Error, Exit, KILL_PATIENCE, LOOK, POLL, Prepared, Pull, Result, Seen, Settings, Signal, Users, runner, set_up,
 };
 use crate::{
-    agent::jobdir::{JobDir, Placement},
+    agent::{
+        jobdir::{JobDir, Placement},
+        provider_cache::ProviderCache,
+    },
     api::{
         agent::{ExecutorKind, JobRef},
         job::JobSpec,
@@ -118,7 +121,7 @@ async fn open(host: &str) -> Result<bollard::Docker, Cause> {
 
 impl Docker {
     /// Also says in one sentence in what this is less than was hoped for.
-    pub(super) async fn connect(settings: Settings) -> Result<(Self, Option<String>)> {
+    pub(super) async fn connect(mut settings: Settings) -> Result<(Self, Option<String>)> {
         let host = settings.docker_host.clone().unwrap_or_else(|| DEFAULT_HOST.to_owned());
         let silent = |source| Error::NoDocker { host: host.clone(), source: Box::new(source) };
         let engine = match tokio::time::timeout(ANSWER, open(&host)).await {
@@ -131,8 +134,18 @@ impl Docker {
         let reach = Reach::new(settings.isolation.clone(), facts.rootless)?;
         let open = reach.make(&engine).await?.open;
         let runner = runner::install(&settings.data)?;
+        if let Some(cache) = &settings.provider_cache
+            && let Err(refused) = profile::check_mount(cache.dir())
+        {
+            tracing::warn!("runs go on without a cache of providers: {refused}; name another directory (--cache-dir)");
+            settings.provider_cache = None;
+        }
         let warm = Warm::new(&settings, facts.selinux);
         Ok((Self { engine, settings, runner, facts, minimal: OnceCell::new(), reach, warm }, open))
+    }
+
+    pub(super) fn provider_cache(&self) -> Option<&ProviderCache> {
+        self.settings.provider_cache.as_deref()
     }
 
     /// Pool or agent want root.
@@ -259,7 +272,13 @@ impl Docker {
         }
         let engine = prepared.engine.as_ref().map(|_| profile::engine_path(spec));
         let cli_config = self.settings.providers.mounted_at(profile::PROVIDERS);
-        let seen = Seen { dir: profile::JOB_DIR, engine: engine.as_deref(), tmp: Some("/tmp"), cli_config };
+        let seen = Seen {
+            dir: profile::JOB_DIR,
+            engine: engine.as_deref(),
+            tmp: Some("/tmp"),
+            cli_config,
+            provider_cache: Some(profile::PROVIDER_CACHE),
+        };
         set_up(dir, spec, &self.settings, seen).await
     }
 
@@ -284,6 +303,7 @@ impl Docker {
             hooks: outside.hooks,
             runner: &self.runner,
             providers: self.settings.providers.directory(),
+            provider_cache: self.provider_cache().map(ProviderCache::dir),
             user: &format!("{uid}:{gid}"),
             root,
             network: &outside.way.network,

@@ -1,7 +1,7 @@
 //! What a run container may do and see. Pure: the whole hardening is this one value, and its test names every field.
 //!
-//! A container gets its job directory, the runner, the engine and the mirror of providers, and nothing else of the
-//! host: no socket, no environment, no capability, no other user's files. Its own root is read-only.
+//! A container gets its job directory, the runner, the engine, the mirror and the cache of providers, and nothing else of
+//! the host: no socket, no environment, no capability, no other user's files. Its own root is read-only.
 
 use std::{
     collections::HashMap,
@@ -35,6 +35,7 @@ pub(super) const JOB_DIR: &str = "/terrapool/job";
 pub(super) const RUNNER: &str = "/terrapool/runner";
 pub(super) const ENGINE_DIR: &str = "/terrapool/engine";
 pub(super) const PROVIDERS: &str = "/terrapool/providers";
+pub(super) const PROVIDER_CACHE: &str = "/terrapool/provider-cache";
 pub(super) const LINE: &str = "/terrapool/line";
 
 /// Used where neither job nor agent say otherwise. Threads count as processes, and every provider has dozens.
@@ -57,6 +58,8 @@ pub(super) struct Profile<'a> {
     pub runner: &'a Path,
     /// The mirror of provider packages on the host.
     pub providers: Option<&'a Path>,
+    /// What other runs have fetched.
+    pub provider_cache: Option<&'a Path>,
     /// `uid:gid`
     pub user: &'a str,
     /// Pool or agent want root.
@@ -224,8 +227,10 @@ impl Profile<'_> {
                 binds.push(bind(engines, ENGINE_DIR, &format!("ro{own}"))?);
             }
         }
-        if let Some(providers) = self.providers {
-            binds.push(bind(providers, PROVIDERS, &format!("ro{shared}"))?);
+        for (from, to) in [(self.providers, PROVIDERS), (self.provider_cache, PROVIDER_CACHE)] {
+            if let Some(from) = from {
+                binds.push(bind(from, to, &format!("ro{shared}"))?);
+            }
         }
         Ok(binds)
     }
@@ -238,6 +243,14 @@ const FORBIDDEN: [&str; 7] =
 /// What must never be handed to a run as a whole.
 const FORBIDDEN_WHOLE: [&str; 12] =
     ["/", "/etc", "/root", "/home", "/usr", "/bin", "/lib", "/opt", "/run", "/var", "/var/run", "/var/lib"];
+
+/// Whether a directory of the host can be shown to runs.
+///
+/// # Errors
+/// [`Error::Refused`] says why it cannot.
+pub(super) fn check_mount(from: &Path) -> Result<()> {
+    bind(from, PROVIDER_CACHE, "ro").map(drop)
+}
 
 /// One mount of a bind, or why not.
 fn bind(from: &Path, to: &str, options: &str) -> Result<String> {
@@ -317,6 +330,7 @@ mod tests {
             hooks: None,
             runner: Path::new("/data/bin/runner"),
             providers: None,
+            provider_cache: None,
             user: "65532:65532",
             root: false,
             network: "terrapool",
