@@ -447,8 +447,9 @@ impl Agent {
         let mut backoff = Backoff::default();
         loop {
             let registered = tokio::select! {
-                registered = self.register() => registered,
+                biased;
                 () = self.shutdown.drain.cancelled() => return Ok(None),
+                registered = self.register() => registered,
             };
             match registered {
                 Ok(()) => return Ok(self.identity.lock().await.registration.clone()),
