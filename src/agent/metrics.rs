@@ -1,5 +1,5 @@
-//! What the agent counts, for Prometheus, on a port of its own that is closed unless it is asked for. Label sets are
-//! bounded: stages, outcomes and reasons; never names or ids of runs.
+//! What the agent counts, for Prometheus, on a port of its own that is closed unless it is asked for, and for a collector.
+//! Label sets are bounded: stages, outcomes and reasons; never names or ids of runs.
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -26,9 +26,12 @@ use super::{
     Agent,
     provider_cache::{self, ProviderCache},
 };
-use crate::api::{
-    agent::{FinishRequest, Outcome},
-    job::Stage,
+use crate::{
+    api::{
+        agent::{FinishRequest, Outcome},
+        job::Stage,
+    },
+    trace::{Meter, Service},
 };
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
@@ -154,6 +157,18 @@ impl Now {
             providers: agent.executor.provider_cache().map(ProviderCache::figures).unwrap_or_default(),
         }
     }
+}
+
+/// Tells a collector the same, where there is one, until the agent has ended.
+pub(super) fn tell(agent: &Arc<Agent>) {
+    let told = agent.clone();
+    let meter = Meter {
+        service: Service::Agent,
+        instance: agent.config.name.clone(),
+        clock: agent.clock.clone(),
+        text: Box::new(move || told.metrics.text(&Now::of(&told))),
+    };
+    agent.config.trace.measure(meter, agent.done.clone());
 }
 
 /// Serves `/metrics` and `/healthz` over plain HTTP until the agent has ended; says which address it listens on.

@@ -288,13 +288,16 @@ pub async fn run(mut config: AgentConfig, shutdown: Shutdown, on_ready: impl FnO
         let bound = bound.map_err(|source| Error::Metrics { address, source })?;
         tracing::info!("metrics are served at http://{bound}/metrics");
     }
-    tokio::select! {
+    metrics::tell(&agent);
+    let ended = tokio::select! {
         biased;
         () = leave(&agent) => Ok(()),
         ended = attend(&agent, warning, on_ready) => ended,
         never = service::tell(&agent), if agent.config.service => match never {},
         never = keep_small() => match never {},
-    }
+    };
+    agent.done.cancel();
+    ended
 }
 
 /// Ends as a crash would, but for stages that are being started just now. Leases run on, for the next process.

@@ -1,4 +1,4 @@
-//! Options about traces, of all that record some.
+//! Options about traces and metrics for a collector, of all that have some.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use crate::trace::{Endpoint, Tracer};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct OtlpArgs {
-    /// Send a trace of every run there, by OTLP over HTTP as JSON: a collector's address, as http://collector:4318. The
-    /// variable OTEL_EXPORTER_OTLP_ENDPOINT does the same. Default: nowhere.
+    /// Send a trace of every run there, and an agent's metrics, by OTLP over HTTP as JSON: a collector's address, as
+    /// http://collector:4318. The variable OTEL_EXPORTER_OTLP_ENDPOINT does the same. Default: nowhere.
     #[arg(long, env = "TERRAPOOL_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<Url>,
     #[arg(skip = variable("OTEL_EXPORTER_OTLP_ENDPOINT"))]
@@ -31,7 +31,7 @@ impl OtlpArgs {
         match self.endpoint(ca_file)? {
             Some(endpoint) => {
                 let tracer = Tracer::start(&endpoint)?;
-                tracing::info!(url = %endpoint.url, "traces of runs are sent to a collector");
+                tracing::info!(url = %endpoint.url, "traces of runs and metrics of agents are sent to a collector");
                 Ok(tracer)
             }
             None => Ok(Tracer::default()),

@@ -1,5 +1,5 @@
 //! Spans on their way to a collector, behind a bounded queue: whoever records one goes on at once, and what a collector does
-//! not take in time is dropped and counted.
+//! not take in time is dropped and counted. Metrics go the same way, once in a while.
 
 use std::{
     path::PathBuf,
@@ -15,12 +15,17 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
-use super::{Span, otlp};
-use crate::{http, telemetry::Chain};
+use super::{
+    Service, Span,
+    metrics::{self, Teller},
+    otlp,
+};
+use crate::{clock::Clock, http, telemetry::Chain};
 
 /// Spans that wait, at most: about 1 MiB, and a hundred runs that end at once.
 const QUEUE: usize = 2048;
@@ -34,10 +39,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Longest time for one call.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Where spans are sent.
+/// Metrics are sent so often, and at the end.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Where spans and metrics are sent.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
-    /// As `http://collector:4318`; `v1/traces` is added.
+    /// As `http://collector:4318`; `v1/traces` and `v1/metrics` are added.
     pub url: Url,
     /// Sent with every call; their values may be secrets.
     pub headers: Vec<(String, SecretString)>,
@@ -63,7 +71,19 @@ pub struct Tracer(Option<Arc<Queue>>);
 struct Queue {
     messages: mpsc::Sender<Message>,
     dropped: Arc<AtomicU64>,
-    task: TaskTracker,
+    metrics: Target,
+    closing: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Who tells its metrics.
+pub struct Meter {
+    pub service: Service,
+    /// Tells programs of one service apart.
+    pub instance: String,
+    pub clock: Clock,
+    /// What Prometheus reads.
+    pub text: Box<dyn Fn() -> String + Send + Sync>,
 }
 
 #[derive(Debug)]
@@ -80,18 +100,24 @@ impl Tracer {
     /// When the endpoint cannot be one. Nobody is called yet.
     pub fn start(endpoint: &Endpoint) -> Result<Self, Error> {
         let Endpoint { url, headers, ca_file } = endpoint;
-        let exporter = Exporter {
-            client: http::client(ca_file.as_deref())?,
-            url: traces(url)?,
-            headers: header_map(headers)?,
-            dropped: Arc::default(),
+        let (client, headers) = (http::client(ca_file.as_deref())?, header_map(headers)?);
+        let target = |signal| {
+            Ok::<_, Error>(Target { client: client.clone(), url: path(url, signal)?, headers: headers.clone() })
         };
+        let exporter = Exporter { target: target("traces")?, dropped: Arc::default() };
         let (messages, queue) = mpsc::channel(QUEUE);
-        let dropped = exporter.dropped.clone();
-        let task = TaskTracker::new();
-        drop(task.spawn(exporter.run(queue)));
-        task.close();
-        Ok(Self(Some(Arc::new(Queue { messages, dropped, task }))))
+        let (dropped, metrics) = (exporter.dropped.clone(), target("metrics")?);
+        let tasks = TaskTracker::new();
+        drop(tasks.spawn(exporter.run(queue)));
+        tasks.close();
+        Ok(Self(Some(Arc::new(Queue { messages, dropped, metrics, closing: CancellationToken::new(), tasks }))))
+    }
+
+    /// Sends metrics once a minute, and for the last time when `done` or at [`Self::close`].
+    pub fn measure(&self, meter: Meter, done: CancellationToken) {
+        if let Some(queue) = &self.0 {
+            drop(queue.tasks.spawn(tell(queue.metrics.clone(), meter, queue.closing.clone(), done)));
+        }
     }
 
     /// Whether spans go anywhere.
@@ -121,7 +147,8 @@ impl Tracer {
         let close = async {
             // Err: it has ended already.
             drop(queue.messages.send(Message::Close).await);
-            queue.task.wait().await;
+            queue.closing.cancel();
+            queue.tasks.wait().await;
         };
         drop(tokio::time::timeout(DEADLINE, close).await);
         let dropped = self.dropped();
@@ -131,13 +158,35 @@ impl Tracer {
     }
 }
 
-fn traces(url: &Url) -> Result<Url, Error> {
+async fn tell(target: Target, meter: Meter, closing: CancellationToken, done: CancellationToken) {
+    let Meter { service, instance, clock, text } = meter;
+    let since_ms = clock.now_ms();
+    let mut in_trouble = false;
+    loop {
+        let is_last = tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => false,
+            () = closing.cancelled() => true,
+            () = done.cancelled() => true,
+        };
+        let teller = Teller { service: service.name(), instance: &instance, since_ms, now_ms: clock.now_ms() };
+        let body = metrics::body(&teller, &text());
+        if is_last {
+            // What is told of may end before a slow collector has taken it.
+            drop(text);
+            target.note(&target.send(&body).await, &mut in_trouble, "metrics");
+            return;
+        }
+        target.note(&target.send(&body).await, &mut in_trouble, "metrics");
+    }
+}
+
+fn path(url: &Url, signal: &str) -> Result<Url, Error> {
     let error = || Error::Address { url: url.clone() };
     if !matches!(url.scheme(), "http" | "https") {
         return Err(error());
     }
     let mut url = url.clone();
-    url.path_segments_mut().map_err(|()| error())?.pop_if_empty().extend(["v1", "traces"]);
+    url.path_segments_mut().map_err(|()| error())?.pop_if_empty().extend(["v1", signal]);
     Ok(url)
 }
 
@@ -154,10 +203,39 @@ fn header_map(headers: &[(String, SecretString)]) -> Result<HeaderMap, Error> {
     Ok(map)
 }
 
-struct Exporter {
+/// What is called for one kind of things.
+#[derive(Debug, Clone)]
+struct Target {
     client: Client,
     url: Url,
     headers: HeaderMap,
+}
+
+impl Target {
+    async fn send(&self, body: &Value) -> Result<(), String> {
+        let call = self.client.post(self.url.clone()).headers(self.headers.clone()).timeout(DEADLINE);
+        match call.body(body.to_string()).send().await {
+            Ok(answer) if answer.status().is_success() => Ok(()),
+            Ok(answer) => Err(format!("it answers {}", answer.status())),
+            Err(error) => Err(Chain(&error).to_string()),
+        }
+    }
+
+    /// The log has a line when trouble begins, and when it ends.
+    fn note(&self, sent: &Result<(), String>, in_trouble: &mut bool, what: &str) {
+        match sent {
+            Ok(()) if *in_trouble => tracing::info!("the collector takes {what} again"),
+            Err(why) if !*in_trouble => {
+                tracing::warn!(url = %self.url, why, "the collector does not take {what}: they are dropped");
+            }
+            _ => {}
+        }
+        *in_trouble = sent.is_err();
+    }
+}
+
+struct Exporter {
+    target: Target,
     dropped: Arc<AtomicU64>,
 }
 
@@ -167,15 +245,8 @@ impl Exporter {
         loop {
             let (batch, is_last) = collect(&mut queue).await;
             if !batch.is_empty() {
-                let sent = self.send(&batch).await;
-                match &sent {
-                    Ok(()) if in_trouble => tracing::info!("the collector takes spans again"),
-                    Err(why) if !in_trouble => {
-                        tracing::warn!(url = %self.url, why, "the collector does not take spans: they are dropped");
-                    }
-                    _ => {}
-                }
-                in_trouble = sent.is_err();
+                let sent = self.target.send(&otlp::body(&batch)).await;
+                self.target.note(&sent, &mut in_trouble, "spans");
                 if in_trouble {
                     self.dropped.fetch_add(batch.len() as u64, Ordering::Relaxed);
                 }
@@ -183,16 +254,6 @@ impl Exporter {
             if is_last {
                 return;
             }
-        }
-    }
-
-    async fn send(&self, batch: &[Span]) -> Result<(), String> {
-        let body = otlp::body(batch).to_string();
-        let call = self.client.post(self.url.clone()).headers(self.headers.clone()).timeout(DEADLINE).body(body);
-        match call.send().await {
-            Ok(answer) if answer.status().is_success() => Ok(()),
-            Ok(answer) => Err(format!("it answers {}", answer.status())),
-            Err(error) => Err(Chain(&error).to_string()),
         }
     }
 }
@@ -222,10 +283,7 @@ async fn collect(queue: &mut mpsc::Receiver<Message>) -> (Vec<Span>, bool) {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{Node, Service},
-        *,
-    };
+    use super::{super::Node, *};
 
     fn span() -> Span {
         Span {
@@ -240,16 +298,16 @@ mod tests {
     }
 
     #[test]
-    fn the_path_of_traces_is_added_to_the_address() {
+    fn the_path_of_what_is_sent_is_added_to_the_address() {
         for (given, wanted) in [
             ("http://collector:4318", "http://collector:4318/v1/traces"),
             ("http://collector:4318/", "http://collector:4318/v1/traces"),
             ("https://collector.example/otlp/", "https://collector.example/otlp/v1/traces"),
         ] {
-            assert_eq!(traces(&given.parse().unwrap()).unwrap().as_str(), wanted);
+            assert_eq!(path(&given.parse().unwrap(), "traces").unwrap().as_str(), wanted);
         }
-        assert!(traces(&"grpc://collector:4317".parse().unwrap()).is_err());
-        assert!(traces(&"data:x".parse().unwrap()).is_err());
+        assert!(path(&"grpc://collector:4317".parse().unwrap(), "traces").is_err());
+        assert!(path(&"data:x".parse().unwrap(), "traces").is_err());
     }
 
     #[test]
@@ -281,7 +339,10 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_fit_into_the_queue_is_dropped_and_counted() {
         let (messages, _queue) = mpsc::channel(2);
-        let tracer = Tracer(Some(Arc::new(Queue { messages, dropped: Arc::default(), task: TaskTracker::new() })));
+        let url = "http://collector:4318".parse().unwrap();
+        let metrics = Target { client: http::client(None).unwrap(), url, headers: HeaderMap::new() };
+        let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let tracer = Tracer(Some(Arc::new(Queue { messages, dropped: Arc::default(), metrics, closing, tasks })));
         (0..5).for_each(|_| tracer.record(span()));
         assert_eq!(tracer.dropped(), 3);
         Tracer::default().record(span());

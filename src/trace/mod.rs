@@ -5,19 +5,29 @@
 //! what was not sent yet. Nothing here is ever waited for.
 
 mod export;
+mod metrics;
 mod otlp;
 
-pub use export::{Endpoint, Error, Tracer};
+pub use export::{Endpoint, Error, Meter, Tracer};
 
 use sha2::{Digest, Sha256};
 
 use crate::{api::job::Stage, hash::hex, ids::RunId};
 
-/// Who recorded a span.
+/// Who recorded a span, or counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
     Server,
     Agent,
+}
+
+impl Service {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Server => "terrapool-server",
+            Self::Agent => "terrapool-agent",
+        }
+    }
 }
 
 /// A place in the tree of a run's spans. `epoch` tells attempts at the same stage apart.

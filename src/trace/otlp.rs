@@ -13,15 +13,14 @@ const INTERNAL: u8 = 1;
 
 /// The body of an export: spans by who recorded them.
 pub(super) fn body(spans: &[Span]) -> Value {
-    let groups = [(Service::Server, "terrapool-server"), (Service::Agent, "terrapool-agent")];
-    let resources: Vec<Value> = groups
+    let resources: Vec<Value> = [Service::Server, Service::Agent]
         .into_iter()
-        .filter_map(|(service, name)| {
+        .filter_map(|service| {
             let spans: Vec<Value> = spans.iter().filter(|span| span.service == service).map(one).collect();
             let version = env!("CARGO_PKG_VERSION");
             (!spans.is_empty()).then(|| {
                 json!({
-                    "resource": {"attributes": [attribute("service.name", name), attribute("service.version", version)]},
+                    "resource": {"attributes": [attribute("service.name", service.name()), attribute("service.version", version)]},
                     "scopeSpans": [{"scope": {"name": "terrapool", "version": version}, "spans": spans}],
                 })
             })
@@ -32,8 +31,6 @@ pub(super) fn body(spans: &[Span]) -> Value {
 
 fn one(span: &Span) -> Value {
     let Span { service: _, run, node, start_ms, end_ms, attributes, error } = span;
-    // OTLP's JSON has numbers of 64 bits as texts.
-    let nanos = |ms: i64| (i128::from(ms) * 1_000_000).to_string();
     let mut value = json!({
         "traceId": trace_id(run),
         "spanId": span_id(run, *node),
@@ -53,7 +50,12 @@ fn one(span: &Span) -> Value {
     value
 }
 
-fn attribute(name: &str, value: &str) -> Value {
+/// OTLP's JSON has numbers of 64 bits as texts.
+pub(super) fn nanos(ms: i64) -> String {
+    (i128::from(ms) * 1_000_000).to_string()
+}
+
+pub(super) fn attribute(name: &str, value: &str) -> Value {
     json!({"key": name, "value": {"stringValue": value}})
 }
 

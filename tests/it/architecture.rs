@@ -16,7 +16,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("yaml", &[]),
         ("http", &[]),
         ("telemetry", &[]),
-        ("trace", &["api", "ids", "http", "hash", "telemetry"]),
+        ("trace", &["api", "ids", "http", "hash", "telemetry", "clock"]),
         ("jsonapi", &[]),
         ("runner", &[]),
         ("api", &["ids", "jsonapi"]),

@@ -112,6 +112,25 @@ async fn a_run_is_one_trace_over_control_plane_agent_and_stage() {
     for said in [agent.terminate().await, server.terminate().await] {
         assert!(said.status.success() && !said.all.contains("canary") && !said.all.contains("spans did"), "{said:?}");
     }
+    // The agent's last act.
+    let told = collector.metrics();
+    let resource = told.last().expect("metrics");
+    let who = &resource["resource"]["attributes"];
+    assert_eq!(
+        (&who[0]["value"]["stringValue"], &who[2]["value"]["stringValue"]),
+        (&"terrapool-agent".into(), &"tracer".into())
+    );
+    let points = |name: &str, kind: &str| {
+        let metrics = resource["scopeMetrics"][0]["metrics"].as_array().unwrap();
+        let metric =
+            metrics.iter().find(|metric| metric["name"] == name).unwrap_or_else(|| panic!("{name}: {resource}"));
+        metric[kind]["dataPoints"].as_array().unwrap().clone()
+    };
+    assert_eq!(points("terrapool_agent_jobs", "gauge")[0]["asDouble"], 0.0);
+    let stages = points("terrapool_agent_stages", "sum");
+    assert!(stages.len() == 2 && stages.iter().all(|point| point["asDouble"] == 1.0), "{stages:?}");
+    let seconds = points("terrapool_agent_stage_seconds", "histogram");
+    assert!(seconds.len() == 2 && seconds.iter().all(|point| point["count"] == "1"), "{seconds:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

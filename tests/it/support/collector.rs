@@ -31,7 +31,14 @@ impl Received {
     }
 }
 
-type Kept = Arc<Mutex<Vec<Received>>>;
+#[derive(Default)]
+struct Taken {
+    spans: Vec<Received>,
+    /// The `resourceMetrics` of all calls.
+    metrics: Vec<Value>,
+}
+
+type Kept = Arc<Mutex<Taken>>;
 
 pub struct Collector {
     pub url: String,
@@ -44,15 +51,27 @@ impl Collector {
         listener.set_nonblocking(true).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let kept = Kept::default();
-        let router = Router::new().route("/v1/traces", post(take)).with_state(kept.clone());
+        let router = Router::new()
+            .route("/v1/traces", post(take))
+            .route("/v1/metrics", post(take_metrics))
+            .with_state(kept.clone());
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
         Self { url, kept }
     }
 
     pub fn spans(&self) -> Vec<Received> {
-        self.kept.lock().unwrap().clone()
+        self.kept.lock().unwrap().spans.clone()
     }
+
+    pub fn metrics(&self) -> Vec<Value> {
+        self.kept.lock().unwrap().metrics.clone()
+    }
+}
+
+async fn take_metrics(State(kept): State<Kept>, Json(body): Json<Value>) -> Json<Value> {
+    kept.lock().unwrap().metrics.extend(body["resourceMetrics"].as_array().unwrap().clone());
+    Json(json!({}))
 }
 
 async fn take(State(kept): State<Kept>, headers: HeaderMap, Json(body): Json<Value>) -> Json<Value> {
@@ -67,7 +86,7 @@ async fn take(State(kept): State<Kept>, headers: HeaderMap, Json(body): Json<Val
         assert_eq!(service.0, "service.name");
         for span in list(&resource["scopeSpans"]).iter().flat_map(|scope| list(&scope["spans"])) {
             let nanos = |name: &str| text(&span[name]).unwrap().parse().unwrap();
-            kept.lock().unwrap().push(Received {
+            kept.lock().unwrap().spans.push(Received {
                 service: service.1.clone(),
                 trace: text(&span["traceId"]).unwrap(),
                 id: text(&span["spanId"]).unwrap(),
