@@ -348,13 +348,25 @@ fn logs() -> PathBuf {
     folder
 }
 
+/// Objects that an outage meets, in most scenarios.
+const OBJECTS: usize = 4;
+
+/// How often an object is tried within this time at most: after 50 ms, 100 ms, …, or three quarters of that.
+fn attempts(within: Duration) -> usize {
+    let pauses = (0..16).map(|doublings| Duration::from_micros(37_500) * 2_u32.pow(doublings));
+    let begun = pauses.scan(Duration::ZERO, |at, pause| {
+        *at += pause;
+        Some(*at)
+    });
+    1 + begun.take_while(|at| *at < within).count()
+}
+
 /// Most writes that a schedule may take: the clean run's and a fifth, and what its faults may cost.
 fn budget(clean: usize, schedule: &Schedule, more: &[Step]) -> usize {
     let cost = |trouble: &Trouble| match trouble {
         Trouble::Write { .. } => 6,
         Trouble::Sight(_) | Trouble::Stale(_) => 8,
-        // Each object is tried again after 50 ms, 100 ms, …
-        Trouble::Down { ms, .. } => 8 + usize::try_from(ms / 150).unwrap_or(usize::MAX),
+        Trouble::Down { ms, .. } => 8 + OBJECTS * attempts(Duration::from_millis(*ms)),
     };
     let troubles: usize = schedule.troubles.iter().map(cost).sum();
     // A Secret that is written late holds a token that the other operator has revoked: token, Secret and Pods are made anew.
