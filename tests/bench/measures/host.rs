@@ -113,7 +113,8 @@ pub async fn jobs(version: &str) -> anyhow::Result<()> {
         for run in &runs {
             rig.log_has(run, "begun").await?;
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        // As while an engine works: what only the starts have used is given back.
+        tokio::time::sleep(Duration::from_secs(5)).await;
         agent.push((Memory::of(id).resident - before) / JOBS as f64);
         let runners: Vec<f64> =
             descendants(id).into_iter().filter(|id| is_runner(*id)).map(|id| Memory::of(id).resident).collect();
