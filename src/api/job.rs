@@ -181,3 +181,17 @@ pub struct Limits {
     pub cpu_millis: Option<i64>,
     pub pids: Option<i64>,
 }
+
+#[cfg(test)]
+impl JobSpec {
+    /// A plan that wants nothing in particular.
+    pub(crate) fn plain() -> Self {
+        let text = r#"{"job_id": "job-1", "epoch": 1, "stage": "plan", "run": {"id": "run-1", "message": "", "source": "",
+            "is_destroy": false, "refresh": true, "refresh_only": false, "plan_only": false, "target_addrs": [],
+            "replace_addrs": [], "allow_config_generation": false, "variables": []}, "workspace": {"id": "ws-1",
+            "name": "", "environment": "", "environment_id": "", "working_directory": ""},
+            "engine": {"kind": "terraform", "version": null}, "image": null, "run_as_root": false, "variables": [],
+            "env": {}, "limits": {"memory_bytes": null, "cpu_millis": null, "pids": null}, "timeout_seconds": 60}"#;
+        serde_json::from_str(text).unwrap()
+    }
+}

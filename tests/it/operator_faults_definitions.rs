@@ -77,7 +77,7 @@ async fn definitions_go_and_come_back(kubeconfig: &Path) {
     let mut seen = observe(&stage).await;
     // The API server ended watches of its own accord.
     seen.follows = None;
-    let found = oracles::check(&seen, usize::MAX);
+    let found = oracles::check(&seen, oracles::Budget::ENDLESS);
     assert!(found.is_empty(), "{found:?}\n{}", stage.log.text());
     stage.close().await;
 }

@@ -23,13 +23,7 @@ const ADDRESS: &str = "registry.example.com/acme/thing";
 const PROGRAM: &str = "terraform-provider-thing_v1.0.0";
 
 fn spec() -> JobSpec {
-    let text = r#"{"job_id": "job-1", "epoch": 1, "stage": "plan", "run": {"id": "run-1", "message": "", "source": "",
-        "is_destroy": false, "refresh": true, "refresh_only": false, "plan_only": false, "target_addrs": [],
-        "replace_addrs": [], "allow_config_generation": false, "variables": []}, "workspace": {"id": "ws-1",
-        "name": "", "environment": "", "environment_id": "", "working_directory": ""},
-        "engine": {"kind": "terraform", "version": null}, "image": null, "run_as_root": false, "variables": [],
-        "env": {}, "limits": {"memory_bytes": null, "cpu_millis": null, "pids": null}, "timeout_seconds": 60}"#;
-    JobSpec { job_id: JobId::random(), ..serde_json::from_str(text).unwrap() }
+    JobSpec { job_id: JobId::random(), ..JobSpec::plain() }
 }
 
 /// A cache, and jobs that use it.

@@ -346,19 +346,9 @@ mod tests {
         }
     }
 
-    fn spec() -> JobSpec {
-        let text = r#"{"job_id": "job-1", "epoch": 1, "stage": "plan", "run": {"id": "run-1", "message": "", "source": "",
-            "is_destroy": false, "refresh": true, "refresh_only": false, "plan_only": false, "target_addrs": [],
-            "replace_addrs": [], "allow_config_generation": false, "variables": []}, "workspace": {"id": "ws-1",
-            "name": "", "environment": "", "environment_id": "", "working_directory": ""},
-            "engine": {"kind": "terraform", "version": null}, "image": null, "run_as_root": false, "variables": [],
-            "env": {}, "limits": {"memory_bytes": null, "cpu_millis": null, "pids": null}, "timeout_seconds": 60}"#;
-        serde_json::from_str(text).unwrap()
-    }
-
     #[test]
     fn container_settings_come_from_pool_and_agent_only() {
-        let (plain, limits) = (spec(), Limits::default());
+        let (plain, limits) = (JobSpec::plain(), Limits::default());
         let mut hostile = plain.clone();
         let wishes = [
             "TERRAPOOL_AGENT_NETWORK",
@@ -406,7 +396,7 @@ mod tests {
 
     #[test]
     fn limits_are_the_jobs_or_else_the_agents_and_never_more_cores_than_there_are() {
-        let (mut spec, mut limits) = (spec(), Limits::default());
+        let (mut spec, mut limits) = (JobSpec::plain(), Limits::default());
         let host = |spec: &JobSpec, limits: &Limits| {
             let host = profile(spec, limits).body().unwrap().host_config.unwrap();
             (host.memory, host.memory_swap, host.nano_cpus, host.pids_limit)
@@ -420,7 +410,7 @@ mod tests {
 
     #[test]
     fn root_is_no_more_than_root_and_says_so() {
-        let (spec, limits) = (spec(), Limits::default());
+        let (spec, limits) = (JobSpec::plain(), Limits::default());
         let body = Profile { root: true, user: "0:0", ..profile(&spec, &limits) }.body().unwrap();
         assert_eq!(body.labels.unwrap()[ROOT], "true");
         let host = body.host_config.unwrap();
@@ -432,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_container_that_waits_differs_in_labels_mounts_and_arguments_only() {
-        let (mut spec, limits) = (spec(), Limits::default());
+        let (mut spec, limits) = (JobSpec::plain(), Limits::default());
         spec.limits.memory_bytes = Some(1 << 30);
         let [line, engines] = ["/data/warm/0a/line", "/data/warm/0a/engine"].map(Path::new);
         let content = Content::Warm { id: "0a", line, engines };
@@ -479,7 +469,7 @@ mod tests {
 
     #[test]
     fn a_network_that_is_not_the_runs_own_makes_no_container() {
-        let (spec, limits) = (spec(), Limits::default());
+        let (spec, limits) = (JobSpec::plain(), Limits::default());
         for network in ["host", "container:other", "", "-x"] {
             let body = Profile { network, ..profile(&spec, &limits) }.body();
             assert!(matches!(body, Err(Error::Refused(_))), "{network:?}");

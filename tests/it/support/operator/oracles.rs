@@ -10,6 +10,7 @@ use terrapool::crd::names::POOL_LABEL;
 use super::{
     cluster::Kind,
     observe::{Observation, name},
+    plan::Failure,
 };
 
 /// What a violation is counted as.
@@ -37,8 +38,20 @@ fn violation(oracle: &'static str, verdict: Verdict, message: String) -> Violati
     Violation { oracle, verdict, message }
 }
 
-/// Everything that is wrong; `budget` is how many writes there may be.
-pub fn check(seen: &Observation, budget: usize) -> Vec<Violation> {
+/// How many writes there may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    pub writes: usize,
+    /// Beside those, such as an outage has refused.
+    pub refused: usize,
+}
+
+impl Budget {
+    pub const ENDLESS: Self = Self { writes: usize::MAX, refused: 0 };
+}
+
+/// Everything that is wrong.
+pub fn check(seen: &Observation, budget: Budget) -> Vec<Violation> {
     let mut found = Vec::new();
     pools_are_those_of_living_objects(seen, &mut found);
     tokens_are_in_secrets(seen, &mut found);
@@ -51,10 +64,15 @@ pub fn check(seen: &Observation, budget: usize) -> Vec<Violation> {
     nothing_secret_is_shown(seen, &mut found);
     lists_are_few(seen, &mut found);
     conditions_are_proper(seen, &mut found);
-    let written = seen.counted().len();
-    if written > budget {
-        let labels: Vec<&str> = seen.counted().iter().map(|write| write.label.as_str()).collect();
-        let message = format!("{written} writes, where {budget} are plenty:\n  {}", labels.join("\n  "));
+    let counted = seen.counted();
+    let refused = counted.iter().filter(|write| write.failure == Some(Failure::TimeoutBefore)).count();
+    if counted.len() - refused.min(budget.refused) > budget.writes {
+        let labels: Vec<&str> = counted.iter().map(|write| write.label.as_str()).collect();
+        let message = format!(
+            "{} writes, {refused} refused, where {budget:?} is plenty:\n  {}",
+            counted.len(),
+            labels.join("\n  ")
+        );
         found.push(violation("O9", Verdict::Other, message));
     }
     for panic in &seen.panics {

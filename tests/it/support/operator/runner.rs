@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     cluster::Cluster,
     observe::{Observation, observe},
-    oracles::{self, Verdict},
+    oracles::{self, Budget, Verdict},
     plan::{Schedule, Trouble},
     proxy::ControlPlane,
     recorder::{Recorder, Write},
@@ -221,7 +221,7 @@ impl Hub {
         }
         // Before there is a seat: the clean run wants one too.
         let budget = match schedule.class {
-            "clean" => usize::MAX,
+            "clean" => Budget::ENDLESS,
             _ => budget(self.clean_writes(&schedule.scenario).await, schedule, more),
         };
         let _seat = self.seat().await;
@@ -252,7 +252,7 @@ impl Hub {
             }
             Err(Stuck(message)) => (
                 Some(message),
-                oracles::check(&Observation { panics: seen.panics.clone(), ..Observation::default() }, usize::MAX),
+                oracles::check(&Observation { panics: seen.panics.clone(), ..Observation::default() }, Budget::ENDLESS),
             ),
         };
         let lines: Vec<String> = seen.writes.iter().map(Write::line).collect();
@@ -362,16 +362,22 @@ fn attempts(within: Duration) -> usize {
 }
 
 /// Most writes that a schedule may take: the clean run's and a fifth, and what its faults may cost.
-fn budget(clean: usize, schedule: &Schedule, more: &[Step]) -> usize {
+fn budget(clean: usize, schedule: &Schedule, more: &[Step]) -> Budget {
     let cost = |trouble: &Trouble| match trouble {
         Trouble::Write { .. } => 6,
-        Trouble::Sight(_) | Trouble::Stale(_) => 8,
-        Trouble::Down { ms, .. } => 8 + OBJECTS * attempts(Duration::from_millis(*ms)),
+        Trouble::Sight(_) | Trouble::Stale(_) | Trouble::Down { .. } => 8,
+    };
+    let refused = |trouble: &Trouble| match trouble {
+        Trouble::Down { ms, .. } => OBJECTS * attempts(Duration::from_millis(*ms)),
+        _ => 0,
     };
     let troubles: usize = schedule.troubles.iter().map(cost).sum();
     // A Secret that is written late holds a token that the other operator has revoked: token, Secret and Pods are made anew.
     let operators = if schedule.class == "F9" { 8 + clean } else { 0 };
-    clean + clean.div_ceil(5) + troubles + operators + 8 * more.len()
+    Budget {
+        writes: clean + clean.div_ceil(5) + troubles + operators + 8 * more.len(),
+        refused: schedule.troubles.iter().map(refused).sum(),
+    }
 }
 
 /// For people.
