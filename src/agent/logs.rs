@@ -12,7 +12,8 @@ use std::{io::Read, time::Duration};
 use bytes::Bytes;
 
 use super::{
-    jobdir::{self, JobDir},
+    file_watch::FileWatches,
+    jobdir::{self, JobDir, LOG},
     neutralise::{Neutraliser, WORST_GROWTH},
     redact::{Redactor, Secrets},
     remote::{CallError, Remote, Stop},
@@ -23,14 +24,14 @@ use crate::{api::agent::MAX_LOG_APPEND, client};
 /// Default of the most that is shipped of one stage's log, in bytes.
 pub(super) const DEFAULT_LIMIT: u64 = 64 * 1024 * 1024;
 
-/// How often the file is looked at while it grows: the age of a line is this at most, and half of it typically.
-const BUSY: Duration = Duration::from_millis(15);
+/// From one batch to the next: a line that comes alone is shipped at once, one of many waits this long at most.
+const PACE: Duration = Duration::from_millis(15);
 
-/// How often it is looked at when nothing came for a while.
-const QUIET: Duration = Duration::from_millis(40);
+/// How often the file is looked at though nobody tells that it has grown.
+const LOOK: Duration = Duration::from_millis(500);
 
-/// Looks without new bytes until the log counts as quiet.
-const QUIET_AFTER: u32 = 200;
+/// How long nothing is shipped after a failure.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// Bytes read at once: small, so that batches come near [`MAX_LOG_APPEND`] though text may grow on its way.
 const PIECE: usize = 16 * 1024;
@@ -217,30 +218,26 @@ impl Shipper {
     }
 
     /// Ships what comes, for ever; returns when the job is not ours any more. Cancel-safe.
-    pub(super) async fn follow(&mut self, remote: &Remote) -> Stop {
-        let mut quiet = 0;
+    pub(super) async fn follow(&mut self, remote: &Remote, watches: &FileWatches) -> Stop {
+        let log = watches.watch(self.dir.path(), LOG);
         loop {
-            let shipped = if self.has_more() { self.ship_available(remote).await } else { Ok(0) };
-            let wait = match shipped {
-                Ok(0) => {
-                    quiet += 1;
-                    if quiet > QUIET_AFTER { QUIET } else { BUSY }
-                }
-                Ok(_) => {
-                    quiet = 0;
-                    BUSY
-                }
+            if !self.has_more() {
+                log.changed(LOOK).await;
+                continue;
+            }
+            let pause = match self.ship_available(remote).await {
+                Ok(_) => PACE,
                 Err(Error::Stop(stop)) => return stop,
                 Err(error) => {
                     tracing::warn!(job = %remote.job.job_id, error = %crate::telemetry::Chain(&error), "the log is not shipped now");
-                    Duration::from_secs(5)
+                    AGAIN
                 }
             };
-            tokio::time::sleep(wait).await;
+            tokio::time::sleep(pause).await;
         }
     }
 
-    /// Whether there may be something to ship. Asked without a thread of its own, for most looks find nothing.
+    /// Whether there may be something to ship. Asked without a thread of its own, for many looks find nothing.
     fn has_more(&self) -> bool {
         self.text.as_ref().is_none_or(|text| !text.pending.is_empty() || self.dir.log_length() > text.read)
     }

@@ -7,6 +7,7 @@
 pub mod check;
 pub mod engine;
 pub mod executor;
+pub mod file_watch;
 pub mod hooks;
 pub mod jobdir;
 pub mod provider_cache;

@@ -9,6 +9,7 @@
 //! the files beside a job directory, are all there is to remember.
 
 mod docker;
+mod end;
 mod isolation;
 #[cfg(test)]
 #[path = "../../runner/memory.rs"]
@@ -33,6 +34,7 @@ pub use sidecar::{Sidecar, place_runner};
 use super::{
     backoff::Backoff,
     engine::{self, Engines},
+    file_watch::FileWatches,
     hooks::{self, Hooks},
     jobdir::{self, JobDir, Placement},
     provider_cache::ProviderCache,
@@ -48,11 +50,8 @@ use crate::{
     telemetry::Chain,
 };
 
-/// How often a result is looked for: a look costs one system call, and what it finds is the end of a run.
+/// How often it is looked whether what was asked of engine or runner has come about.
 const POLL: Duration = Duration::from_millis(20);
-
-/// How often container or process are looked at, in case they have ended without a result.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Time for the runner to kill its stage and write its result, before it is killed itself.
 const KILL_PATIENCE: Duration = Duration::from_secs(3);
@@ -134,6 +133,8 @@ pub struct Settings {
     pub hooks: Hooks,
     /// Where the control plane is, for runs to know: `host` or `host:port`.
     pub hostname: Option<String>,
+    /// How it is learnt that a stage has written its result.
+    pub watches: FileWatches,
 }
 
 impl Settings {
@@ -159,6 +160,7 @@ impl Settings {
             provider_cache: None,
             hooks: Hooks::default(),
             hostname: None,
+            watches: FileWatches::default(),
         }
     }
 }
@@ -231,7 +233,7 @@ async fn set_up(dir: &JobDir, spec: &JobSpec, settings: &Settings, seen: Seen<'_
 }
 
 /// How a stage's container or process ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// The runner wrote its result.
     Result,

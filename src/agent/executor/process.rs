@@ -11,9 +11,8 @@ use std::{
 
 use rustix::process::{Pid, kill_process_group};
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
-use super::{Error, Exit, KILL_PATIENCE, LOOK, POLL, Prepared, Result, Settings, Signal, runner, set_up_in_place};
+use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Settings, Signal, end::end, runner, set_up_in_place};
 use crate::{
     agent::{jobdir::JobDir, provider_cache::ProviderCache},
     api::{agent::JobRef, job::JobSpec},
@@ -86,23 +85,8 @@ impl Process {
     }
 
     pub(super) async fn wait(&self, dir: &JobDir, spec: &JobSpec) -> Result<Exit> {
-        let mut looked: Option<Instant> = None;
-        loop {
-            if dir.has_result() {
-                return Ok(Exit::Result);
-            }
-            if looked.is_none_or(|at| at.elapsed() >= LOOK) {
-                looked = Some(Instant::now());
-                if self.find(dir, spec).is_none() {
-                    // Its last act is the result: looked for once more, now that there is nobody left to write it.
-                    return Ok(match dir.has_result() {
-                        true => Exit::Result,
-                        false => Exit::Gone { code: None, out_of_memory: false },
-                    });
-                }
-            }
-            tokio::time::sleep(POLL).await;
-        }
+        let gone = Exit::Gone { code: None, out_of_memory: false };
+        end(dir, &self.settings.watches, || async move { Ok(self.find(dir, spec).is_none().then_some(gone)) }).await
     }
 
     pub(super) fn is_alive(&self, dir: &JobDir, spec: &JobSpec) -> bool {

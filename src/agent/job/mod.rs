@@ -349,7 +349,7 @@ impl Supervisor {
             // An earlier process may have died between noting the end and telling it; told twice it is one interrupt.
             insist(spec, "signal the stage", || agent.executor.signal(dir, spec, Signal::Interrupt)).await;
         }
-        let logs = async { fenced_only(shipper.follow(remote).await).await };
+        let logs = async { fenced_only(shipper.follow(remote, &agent.config.executor.watches).await).await };
         let states = async {
             if spec.stage == Stage::Apply {
                 fenced_only(snapshots.follow(remote).await).await

@@ -9,7 +9,7 @@ use std::{
 
 use flate2::{Compression, write::GzEncoder};
 
-use super::{Archive, Error, JobDir, Result, beneath, unpack};
+use super::{Archive, Error, JobDir, LOG, Result, beneath, unpack};
 use crate::{
     agent::{
         hooks::{FOLDER, Hook},
@@ -141,7 +141,7 @@ impl JobDir {
         }
         if self.placement.open {
             // Made by the runner, the agent could not append to it.
-            beneath::append(&self.root, Path::new("log")).map_err(doing())?;
+            beneath::append(&self.root, Path::new(LOG)).map_err(doing())?;
             beneath::open_to_all(&self.root).map_err(doing())?;
         }
         self.put_hooks(hooks)?;

@@ -43,6 +43,12 @@ use crate::{
     telemetry::Chain,
 };
 
+/// Where the runner writes what the stage says.
+pub(super) const LOG: &str = "log";
+
+/// What the runner makes, whole, as its last act.
+pub(super) const RESULT: &str = "result";
+
 /// Longest `result` that is read.
 const RESULT_LIMIT: u64 = 64 * 1024;
 
@@ -278,13 +284,13 @@ impl JobDir {
     /// The runner has begun: the stage must not be started again.
     #[must_use]
     pub fn has_begun(&self) -> bool {
-        ["result.tmp", "result"].into_iter().any(|name| self.root.join(name).symlink_metadata().is_ok())
+        ["result.tmp", RESULT].into_iter().any(|name| self.root.join(name).symlink_metadata().is_ok())
     }
 
     /// The runner has written its result.
     #[must_use]
     pub fn has_result(&self) -> bool {
-        self.root.join("result").symlink_metadata().is_ok()
+        self.root.join(RESULT).symlink_metadata().is_ok()
     }
 
     /// Unpacks the configuration into `config/`. What would be taken for the state, a plan or settings of another
@@ -388,7 +394,7 @@ impl JobDir {
     pub async fn result(&self) -> Result<Option<Report>> {
         let root = self.root.clone();
         blocking(move || {
-            let read = beneath::read(&root, Path::new("result"), RESULT_LIMIT);
+            let read = beneath::read(&root, Path::new(RESULT), RESULT_LIMIT);
             let Some(text) = read.map_err(Error::io("read the result of the stage"))? else { return Ok(None) };
             Report::parse(&String::from_utf8_lossy(&text)).map(Some).map_err(Error::Result)
         })
@@ -402,7 +408,7 @@ impl JobDir {
     /// When it is not a regular file or cannot be read.
     pub fn open_log(&self, offset: u64) -> Result<Option<File>> {
         let doing = || Error::io("read the log of the stage");
-        let Some(mut file) = beneath::open(&self.root, Path::new("log")).map_err(doing())? else { return Ok(None) };
+        let Some(mut file) = beneath::open(&self.root, Path::new(LOG)).map_err(doing())? else { return Ok(None) };
         if offset > 0 {
             file.seek(SeekFrom::Start(offset)).map_err(doing())?;
         }
@@ -411,7 +417,7 @@ impl JobDir {
 
     /// Bytes of the log, by one system call. What is no file has more than can be read: whoever opens it learns why.
     pub(super) fn log_length(&self) -> u64 {
-        match self.root.join("log").symlink_metadata() {
+        match self.root.join(LOG).symlink_metadata() {
             Ok(found) if found.is_file() => found.len(),
             Ok(_) => u64::MAX,
             Err(_) => 0,
@@ -440,7 +446,7 @@ impl JobDir {
     pub async fn append_log(&self, text: &str) -> Result<()> {
         let (root, line) = (self.root.clone(), format!("{text}\n"));
         blocking(move || {
-            beneath::append(&root, Path::new("log"))
+            beneath::append(&root, Path::new(LOG))
                 .and_then(|mut log| log.write_all(line.as_bytes()))
                 .map_err(Error::io("write to the log of the stage"))
         })

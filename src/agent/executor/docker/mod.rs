@@ -25,7 +25,7 @@ use bollard::{
         RemoveContainerOptionsBuilder,
     },
 };
-use tokio::{sync::OnceCell, time::Instant};
+use tokio::sync::OnceCell;
 
 use self::{
     facts::Facts,
@@ -35,7 +35,7 @@ use self::{
     warm::{Warm, Wish},
 };
 use super::{
-    Error, Exit, KILL_PATIENCE, LOOK, POLL, Prepared, Pull, Result, Seen, Settings, Signal, Users, runner, set_up,
+    Error, Exit, KILL_PATIENCE, POLL, Prepared, Pull, Result, Seen, Settings, Signal, Users, end::end, runner, set_up,
 };
 use crate::{
     agent::{
@@ -336,26 +336,16 @@ impl Docker {
     }
 
     pub(super) async fn wait(&self, dir: &JobDir, spec: &JobSpec) -> Result<Exit> {
-        let name = profile::name(spec);
-        let mut looked: Option<Instant> = None;
-        loop {
-            if dir.has_result() {
-                return Ok(Exit::Result);
+        let name = &profile::name(spec);
+        end(dir, &self.settings.watches, || async move {
+            if self.warm.is_cut_short(name) {
+                return Ok(Some(gone(None)));
             }
-            if looked.is_none_or(|at| at.elapsed() >= LOOK) {
-                looked = Some(Instant::now());
-                if self.warm.is_cut_short(&name) {
-                    return Ok(gone(None));
-                }
-                self.reach.renew().await;
-                let state = self.state(&name).await?;
-                if !state.as_ref().is_some_and(is_going_on) {
-                    // Its last act is the result: looked for once more, now that there is nobody left to write it.
-                    return Ok(if dir.has_result() { Exit::Result } else { gone(state.as_ref()) });
-                }
-            }
-            tokio::time::sleep(POLL).await;
-        }
+            self.reach.renew().await;
+            let state = self.state(name).await?;
+            Ok((!state.as_ref().is_some_and(is_going_on)).then(|| gone(state.as_ref())))
+        })
+        .await
     }
 
     pub(super) async fn is_alive(&self, spec: &JobSpec) -> Result<bool> {

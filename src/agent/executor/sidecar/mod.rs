@@ -29,11 +29,13 @@ use rustix::fs::OFlags;
 
 pub use place::place_runner;
 
-use super::{Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Settings, Signal, runner, set_up_in_place, volume};
+use super::{
+    Error, Exit, KILL_PATIENCE, POLL, Prepared, Result, Settings, Signal, end::end, runner, set_up_in_place, volume,
+};
 use crate::{
     agent::{
         engine::{self, Engines},
-        jobdir::{JobDir, Placement},
+        jobdir::{JobDir, Placement, RESULT},
     },
     api::{
         agent::{ExecutorKind, JobRef},
@@ -250,19 +252,8 @@ impl Sidecar {
     }
 
     pub(super) async fn wait(&self, dir: &JobDir) -> Result<Exit> {
-        loop {
-            if dir.has_result() {
-                return Ok(Exit::Result);
-            }
-            if !self.lives() {
-                // Its last act is the result: looked for once more, now that there is nobody left to write it.
-                return Ok(match dir.has_result() {
-                    true => Exit::Result,
-                    false => Exit::Gone { code: None, out_of_memory: false },
-                });
-            }
-            tokio::time::sleep(POLL).await;
-        }
+        let gone = Exit::Gone { code: None, out_of_memory: false };
+        end(dir, &self.settings.watches, || async move { Ok((!self.lives()).then_some(gone)) }).await
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -295,7 +286,7 @@ impl Sidecar {
         let Ok(_) = go.and_then(|file| file.take(READY_LIMIT).read_to_string(&mut text)) else { return Ok(Vec::new()) };
         let Some((id, epoch)) = text.trim().split_once(' ') else { return Ok(Vec::new()) };
         let kept = |job: &JobRef| job.job_id.as_str() == id && job.epoch.to_string() == epoch;
-        if keep.iter().any(kept) || !self.lives() || self.job_dir().join("result").symlink_metadata().is_ok() {
+        if keep.iter().any(kept) || !self.lives() || self.job_dir().join(RESULT).symlink_metadata().is_ok() {
             return Ok(Vec::new());
         }
         let (draft, cancel) = (self.job_dir().join("cancel.tmp"), self.job_dir().join("cancel"));
