@@ -10,12 +10,14 @@
 
 mod docker;
 mod end;
+mod error;
 mod isolation;
 #[cfg(test)]
 #[path = "../../runner/memory.rs"]
 mod memory;
 mod process;
 mod runner;
+mod settings;
 mod sidecar;
 #[path = "../../runner/volume.rs"]
 pub mod volume;
@@ -23,28 +25,27 @@ pub mod volume;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 pub use docker::{Cause as DockerCause, Docker, Room, look};
+pub use error::Error;
+pub(super) use error::patiently;
 pub use isolation::{Isolation, NETWORK, Pull, Users};
 pub use process::Process;
+pub use settings::{Choice, Settings};
 pub use sidecar::{Sidecar, place_runner};
 
+use self::error::Result;
 use super::{
-    backoff::Backoff,
-    engine::{self, Engines},
-    file_watch::FileWatches,
-    hooks::{self, Hooks},
-    jobdir::{self, JobDir, Placement},
+    jobdir::{JobDir, Placement},
     provider_cache::ProviderCache,
-    providers::Providers,
     steps,
 };
 use crate::{
     api::{
-        agent::{ExecutorKind, JobRef, reason},
-        job::{JobSpec, Limits},
+        agent::{ExecutorKind, JobRef},
+        job::JobSpec,
     },
     ids::JobId,
     telemetry::Chain,
@@ -67,102 +68,6 @@ pub enum Executor {
     Sidecar(Box<Sidecar>),
     /// No isolation: an explicit choice, or what is left without Docker.
     Process(Box<Process>),
-}
-
-/// What the user asked for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Choice {
-    /// Docker when it answers, else Process with a warning.
-    #[default]
-    Auto,
-    Docker,
-    Sidecar,
-    Process,
-}
-
-impl std::str::FromStr for Choice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "docker" => Ok(Self::Docker),
-            "sidecar" => Ok(Self::Sidecar),
-            "process" => Ok(Self::Process),
-            other => Err(format!("`{other}` is not an executor: auto, docker, sidecar or process")),
-        }
-    }
-}
-
-/// What an agent's executor is set up with.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    pub choice: Choice,
-    /// The agent's data directory; absolute.
-    pub data: PathBuf,
-    /// The agent's instance id: containers and processes labelled with another one are never touched.
-    pub instance: String,
-    /// Address of the Docker engine; absent: `unix:///var/run/docker.sock`.
-    pub docker_host: Option<String>,
-    /// Docker: how run containers are kept apart from host and network.
-    pub isolation: Isolation,
-    /// Docker: containers that are kept waiting for a job.
-    pub warm: usize,
-    /// Image for jobs that name none; absent: a minimal image made from this host's files.
-    pub default_image: Option<String>,
-    /// Sidecar: the volume that agent and run container share; absolute.
-    pub volume: PathBuf,
-    /// Sidecar: the image that the run container was made from; absent: one for jobs that name none.
-    pub run_image: Option<String>,
-    /// Docker: runs are root, whatever their pool says. Sidecar: the run container's user must be root.
-    pub run_as_root: bool,
-    /// Used where a job sets no limit of its own.
-    pub limits: Limits,
-    /// Longest time for pulling an image.
-    pub pull_timeout: Duration,
-    /// Time between SIGINT and SIGKILL.
-    pub grace: Duration,
-    /// Where terraform and tofu are looked for.
-    pub engines: Engines,
-    /// Where runs get their providers from.
-    pub providers: Providers,
-    /// What runs have fetched is kept there for others; absent: nowhere. Docker and Process, unless their providers come
-    /// from a directory.
-    pub provider_cache: Option<Arc<ProviderCache>>,
-    /// What runs before and after the engine's commands.
-    pub hooks: Hooks,
-    /// Where the control plane is, for runs to know: `host` or `host:port`.
-    pub hostname: Option<String>,
-    /// How it is learnt that a stage has written its result.
-    pub watches: FileWatches,
-}
-
-impl Settings {
-    /// The defaults for an agent whose data is at `data`.
-    #[must_use]
-    pub fn new(data: PathBuf, instance: String) -> Self {
-        Self {
-            choice: Choice::default(),
-            data,
-            instance,
-            docker_host: None,
-            isolation: Isolation::default(),
-            warm: 0,
-            default_image: None,
-            volume: crate::api::sidecar::VOLUME.into(),
-            run_image: None,
-            run_as_root: false,
-            limits: Limits::default(),
-            pull_timeout: Duration::from_secs(600),
-            grace: Duration::from_secs(60),
-            engines: Engines::default(),
-            providers: Providers::default(),
-            provider_cache: None,
-            hooks: Hooks::default(),
-            hostname: None,
-            watches: FileWatches::default(),
-        }
-    }
 }
 
 /// Result of [`Executor::connect`].
@@ -252,97 +157,6 @@ pub enum Signal {
     Interrupt,
     /// SIGKILL to everything that the stage started.
     Kill,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("Docker does not answer at {host}; start it, name another address, or choose the process executor")]
-    NoDocker {
-        host: String,
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    #[error("the image {image} cannot be used: {detail}")]
-    Image { image: String, detail: String },
-    #[error(
-        "this agent may not use the image {image}: its administrator allows {allowed} only (--allowed-image); let the \
-         workspace use one of these, or have the image added"
-    )]
-    ImageNotAllowed { image: String, allowed: String },
-    #[error("Docker could not {doing}")]
-    Docker {
-        doing: String,
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// No answer at all: the engine of containers is stopped, or starts again.
-    #[error("Docker does not answer now, and could not {doing}")]
-    Away {
-        doing: String,
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    #[error("{0}")]
-    Refused(String),
-    /// What was to run the stage is not there any more.
-    #[error("{0}")]
-    Gone(String),
-    #[error(transparent)]
-    Engine(#[from] engine::Error),
-    #[error(transparent)]
-    JobDir(#[from] jobdir::Error),
-    #[error(transparent)]
-    Steps(#[from] steps::Error),
-    #[error(transparent)]
-    Hooks(#[from] hooks::Error),
-    #[error("could not {doing}")]
-    Io {
-        doing: String,
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-impl Error {
-    /// Value of [`crate::api::agent::FinishRequest::reason`] for a job that ended with this error.
-    #[must_use]
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Image { .. } => reason::IMAGE_UNAVAILABLE,
-            Self::ImageNotAllowed { .. } => reason::IMAGE_NOT_ALLOWED,
-            Self::Engine(_) => reason::ENGINE_UNAVAILABLE,
-            Self::JobDir(error) => error.reason(),
-            Self::Steps(_) => reason::BAD_CONFIGURATION,
-            Self::Gone(_) => reason::CONTAINER_LOST,
-            Self::NoDocker { .. } | Self::Docker { .. } | Self::Away { .. } | Self::Refused(_) | Self::Hooks(_) => {
-                reason::AGENT_ERROR
-            }
-            Self::Io { source, .. } => jobdir::reason_of_io(source),
-        }
-    }
-}
-
-type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// Repeats `call` while the engine of containers is away, for `limit` at most: most are back after some seconds.
-///
-/// # Errors
-/// Its error, when that is another one, or the last one.
-pub(super) async fn patiently<T, F>(limit: Duration, call: impl Fn() -> F) -> Result<T>
-where
-    F: Future<Output = Result<T>>,
-{
-    let start = Instant::now();
-    let mut backoff = Backoff::default();
-    loop {
-        match call().await {
-            Err(error @ Error::Away { .. }) if start.elapsed() < limit => {
-                tracing::warn!(error = %Chain(&error), "trying again");
-                tokio::time::sleep(backoff.next(None)).await;
-            }
-            answer => return answer,
-        }
-    }
 }
 
 /// The cache of providers, when there is to be one. Runs go on without it when it cannot be used.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Supervisor, Trouble, failed, remote};
+use super::{Supervisor, failed, remote, trouble::Trouble};
 use crate::{
     agent::{
         Agent, logs,

@@ -5,8 +5,11 @@
 //! is reported about a job that is not ours any more.
 
 mod deliver;
+mod orders;
+mod prepare;
 mod providers;
 mod spans;
+mod trouble;
 
 use std::{
     sync::Arc,
@@ -15,31 +18,36 @@ use std::{
 
 use tokio::sync::watch;
 
+use self::{
+    orders::{control, end_before_start},
+    prepare::{prepare, prepare_anew},
+    trouble::{Trouble, UNDELIVERED},
+};
 use super::{
     Agent,
     backoff::Backoff,
-    ending::{Action, Cause, Ending, Event},
+    ending::{Cause, Ending},
     executor::{self, Executor, Exit, Prepared, Signal},
-    jobdir::{self, Archive, JobDir},
+    jobdir::JobDir,
     logs::Shipper,
     record::{self, Failure, JobRecord},
     redact::Secrets,
-    remote::{CallError, Remote, Stop},
+    remote::{Remote, Stop},
     result,
     state::Snapshots,
 };
 use crate::{
     api::{
-        agent::{FinishRequest, JobRef, Order, Outcome, artifact, reason},
+        agent::{FinishRequest, JobRef, Order, Outcome, reason},
         job::{JobSpec, Stage},
     },
-    client,
     telemetry::Chain,
     trace::Part,
 };
 
-/// What spans say of a job that could not be worked on to its end: it is somebody else's, or the agent ends.
-const UNDELIVERED: &str = "undelivered";
+/// How long an engine of containers may be away, as for an update, before jobs fail for it that have not started, and before
+/// what it is to remove is left.
+const ENGINE_BACK: Duration = Duration::from_secs(60);
 
 /// Attempts to reach the executor for a signal or a removal; then the next event, or the next start, has to do.
 const EXECUTOR_ATTEMPTS: u32 = 6;
@@ -122,63 +130,6 @@ enum Begun {
     Running,
     Failed(Failure),
     Ended(Cause),
-}
-
-/// How long an engine of containers may be away, as for an update, before jobs fail for it that have not started, and before
-/// what it is to remove is left.
-const ENGINE_BACK: Duration = Duration::from_secs(60);
-
-/// Why a stage could not be started, or a job not be worked on.
-enum Trouble {
-    Stop(Stop),
-    Failed(Failure),
-}
-
-impl From<CallError> for Trouble {
-    fn from(error: CallError) -> Self {
-        match error {
-            CallError::Stop(stop) => Self::Stop(stop),
-            CallError::Failed(error) => {
-                let reason = match &error {
-                    client::agent::Error::LocalFile { source, .. } => jobdir::reason_of_io(source),
-                    _ => reason::AGENT_ERROR,
-                };
-                Self::failed(reason, &error)
-            }
-        }
-    }
-}
-
-impl From<jobdir::Error> for Trouble {
-    fn from(error: jobdir::Error) -> Self {
-        Self::failed(error.reason(), &error)
-    }
-}
-
-impl From<executor::Error> for Trouble {
-    fn from(error: executor::Error) -> Self {
-        Self::failed(error.reason(), &error)
-    }
-}
-
-impl From<record::Error> for Trouble {
-    fn from(error: record::Error) -> Self {
-        Self::failed(error.io().map_or(reason::AGENT_ERROR, jobdir::reason_of_io), &error)
-    }
-}
-
-impl Trouble {
-    /// What spans say of it.
-    fn code(&self) -> &str {
-        match self {
-            Self::Stop(_) => UNDELIVERED,
-            Self::Failed(failure) => &failure.reason,
-        }
-    }
-
-    fn failed(reason: &str, error: &(dyn std::error::Error + 'static)) -> Self {
-        Self::Failed(Failure { reason: reason.to_owned(), message: Chain(error).to_string() })
-    }
 }
 
 impl Supervisor {
@@ -415,105 +366,6 @@ impl Supervisor {
         if let Err(error) = JobRecord::remove(&self.agent.config.data, id).await {
             tracing::warn!(job = %id, error = %Chain(&error), "the job's record could not be removed");
         }
-    }
-}
-
-/// An empty job directory for a job whose stage has not started.
-async fn prepare_anew(agent: &Agent, spec: &JobSpec) -> Result<JobDir, Failure> {
-    let made = JobDir::create(&agent.config.data, spec, agent.executor.placement(spec)).await;
-    made.map_err(|error| Failure { reason: error.reason().to_owned(), message: Chain(&error).to_string() })
-}
-
-/// Fetches what the stage needs and has its image and engine at hand.
-async fn prepare(executor: &Executor, spec: &JobSpec, dir: &JobDir, remote: &Remote) -> Result<Prepared, Trouble> {
-    let Remote { client, job, .. } = remote;
-    // The image may take minutes: it comes first, beside the files.
-    let files = async {
-        let archive = dir.path().join("configuration.tar.gz");
-        remote.call(|| client.fetch_configuration(job, &archive)).await?;
-        dir.unpack_configuration(Archive::File(archive.clone())).await?;
-        drop(tokio::fs::remove_file(&archive).await);
-        if spec.stage == Stage::Apply {
-            let bundle = dir.path().join("plan.tar.gz");
-            remote.call(|| client.fetch_artifact(job, artifact::PLAN, &bundle)).await?;
-            dir.unpack_plan(Archive::File(bundle.clone())).await?;
-            drop(tokio::fs::remove_file(&bundle).await);
-        }
-        let state = remote.call(|| client.fetch_state(job)).await?;
-        dir.put_state(state).await?;
-        Ok::<_, Trouble>(())
-    };
-    let image = async { executor::patiently(ENGINE_BACK, || executor.prepare(spec)).await.map_err(Trouble::from) };
-    let ((), prepared) = tokio::try_join!(files, image)?;
-    Ok(prepared)
-}
-
-/// Resolves when the job is to end before its stage has started.
-async fn end_before_start(
-    agent: &Agent,
-    orders: &mut watch::Receiver<Option<Order>>,
-    ending: &mut Ending,
-) -> Result<Cause, Stop> {
-    loop {
-        let event = next_event(agent, orders, ending).await;
-        match ending.on(event, Instant::now()) {
-            Action::Abandon => return Err(Stop::Fenced),
-            Action::Nothing => {}
-            Action::Interrupt | Action::Kill if agent.halt.is_cancelled() => return Err(Stop::Halted),
-            Action::Interrupt | Action::Kill => return Ok(ending.cause.unwrap_or(Cause::Canceled)),
-        }
-    }
-}
-
-async fn next_event(agent: &Agent, orders: &mut watch::Receiver<Option<Order>>, ending: &Ending) -> Event {
-    let deadline = async {
-        match ending.deadline() {
-            Some(at) => tokio::time::sleep_until(at.into()).await,
-            None => std::future::pending().await,
-        }
-    };
-    let order = async {
-        loop {
-            // Err: the list forgot the job, so no order can come any more.
-            if orders.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-            if let Some(order) = *orders.borrow_and_update() {
-                return order;
-            }
-        }
-    };
-    tokio::select! {
-        order = order => Event::Order(order),
-        () = agent.shutdown.stop.cancelled(), if ending.cause.is_none() => Event::AgentStops,
-        () = agent.halt.cancelled(), if ending.cause.is_none() => Event::AgentStops,
-        () = deadline => Event::Deadline,
-    }
-}
-
-/// Makes the running stage end when it has to; returns when the job is not ours any more.
-async fn control(
-    agent: &Agent,
-    dir: &JobDir,
-    spec: &JobSpec,
-    record: &mut JobRecord,
-    ending: &mut Ending,
-    orders: &mut watch::Receiver<Option<Order>>,
-) -> Stop {
-    loop {
-        let event = next_event(agent, orders, ending).await;
-        let signal = match ending.on(event, Instant::now()) {
-            Action::Abandon => return Stop::Fenced,
-            Action::Nothing => continue,
-            Action::Interrupt => Signal::Interrupt,
-            Action::Kill => Signal::Kill,
-        };
-        tracing::info!(job = %spec.job_id, cause = ?ending.cause, ?signal, "ending the stage");
-        record.cause = ending.cause;
-        if let Err(error) = record.store(&agent.config.data, &spec.job_id).await {
-            tracing::warn!(job = %spec.job_id, error = %Chain(&error), "the end of the stage could not be noted");
-        }
-        insist(spec, "signal the stage", || agent.executor.signal(dir, spec, signal)).await;
     }
 }
 

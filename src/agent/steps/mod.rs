@@ -1,20 +1,23 @@
 //! Which programs a stage runs, in which order, with which environment. Pure: a job and some facts in, a text for
 //! the runner and two generated files out. The golden tests show what it makes.
 
-use std::{collections::BTreeMap, path::Path};
+mod environment;
+#[path = "../../runner/format.rs"]
+pub mod format;
+mod variables;
 
-use self::format::{Announce, ENGINE, Output, Stage as Steps, Step};
+use std::path::Path;
+
+pub use self::variables::variables;
+use self::{
+    environment::environment,
+    format::{Announce, ENGINE, Output, Stage as Steps, Step},
+};
 use super::{
     hooks::{self, Hook, Point},
     provider_cache,
 };
-use crate::{
-    api::job::{Category, EngineKind, JobSpec, Stage},
-    trace::{self, Node, Part},
-};
-
-#[path = "../runner/format.rs"]
-pub mod format;
+use crate::api::job::{EngineKind, JobSpec, Stage};
 
 /// The plan file, in the working directory.
 pub const PLAN_FILE: &str = "tfplan";
@@ -169,133 +172,6 @@ fn plan_arguments(spec: &JobSpec) -> Vec<String> {
     args
 }
 
-/// A later entry wins: what the run is about, then the pool's, then the workspace's.
-fn environment(spec: &JobSpec, facts: &Facts<'_>) -> Result<Vec<(String, String)>> {
-    let mut env: BTreeMap<String, String> = BTreeMap::new();
-    let mut set = |key: &str, value: &str| env.insert(key.to_owned(), value.to_owned());
-    for (key, value) in [("TF_IN_AUTOMATION", "1"), ("TF_INPUT", "0"), ("CHECKPOINT_DISABLE", "1")] {
-        set(key, value);
-    }
-    set("HOME", &format!("{}/home", facts.dir));
-    if let Some(tmp) = facts.tmp {
-        set("TMPDIR", tmp);
-    }
-    if facts.cli_config {
-        set("TF_CLI_CONFIG_FILE", &format!("{}/{CLI_CONFIG}", facts.dir));
-    }
-    for (key, value) in story(spec, facts) {
-        set(key, &value);
-        if key.starts_with("TFC_") {
-            set(&format!("TF_VAR_{key}"), &value);
-        }
-    }
-    for (key, value) in &spec.env {
-        set(key, value);
-    }
-    for variable in spec.variables.iter().filter(|variable| variable.category == Category::Env) {
-        set(&variable.key, &variable.value);
-    }
-    // The override file puts the state where the agent looks for it; another workspace of the local backend would
-    // move it away again.
-    set("TF_WORKSPACE", "");
-    for (key, value) in &env {
-        if key.is_empty() || key.contains(['=', '\0', '\n']) || value.contains('\0') {
-            return Err(Error::Environment { key: key.clone() });
-        }
-    }
-    Ok(env.into_iter().collect())
-}
-
-/// What hooks, provisioners and users' code may want to know of the run, under the names that they are used to.
-fn story(spec: &JobSpec, facts: &Facts<'_>) -> Vec<(&'static str, String)> {
-    let (run, workspace) = (&spec.run, &spec.workspace);
-    let mode = match spec.run.refresh {
-        _ if run.plan_only => "dry",
-        _ if run.refresh_only => "refresh",
-        false => "skip_refresh",
-        true => "apply",
-    };
-    let source = match run.source.as_str() {
-        "tfe-api" | "terraform+cloud" => "cli",
-        other => other,
-    };
-    let of_server = facts.hostname.map(|hostname| ("SCALR_HOSTNAME", hostname.to_owned()));
-    // What providers and programs trace by themselves belongs to the run's trace, wherever that is sent.
-    let engine = Node::Part { stage: spec.stage, epoch: spec.epoch, part: Part::Engine };
-    let of_run = [
-        ("TRACEPARENT", trace::traceparent(&run.id, engine)),
-        ("TERRAPOOL_RUN_ID", run.id.to_string()),
-        ("TERRAPOOL_WORKSPACE_NAME", workspace.name.clone()),
-        ("TFC_RUN_ID", run.id.to_string()),
-        ("TFC_WORKSPACE_ID", workspace.id.to_string()),
-        ("TFC_WORKSPACE_NAME", workspace.name.clone()),
-        ("TFC_WORKSPACE_SLUG", format!("{}/{}", workspace.environment, workspace.name)),
-        ("SCALR_RUN_ID", run.id.to_string()),
-        ("SCALR_RUN_IS_DESTROY", run.is_destroy.to_string()),
-        ("SCALR_RUN_MODE", mode.to_owned()),
-        ("SCALR_RUN_SOURCE", source.to_owned()),
-        ("SCALR_RUN_CONTENT_ROOT", format!("{}/config", facts.dir)),
-        ("SCALR_TERRAFORM_OPERATION", spec.stage.as_str().to_owned()),
-        ("SCALR_WORKSPACE_ID", workspace.id.to_string()),
-        ("SCALR_WORKSPACE_NAME", workspace.name.clone()),
-        ("SCALR_ENVIRONMENT_ID", workspace.environment_id.clone()),
-        ("SCALR_ENVIRONMENT_NAME", workspace.environment.clone()),
-        ("SCALR_ACCOUNT_ID", workspace.account_id.clone()),
-    ];
-    // An older control plane does not tell everything.
-    of_run.into_iter().chain(of_server).filter(|(_, value)| !value.is_empty()).collect()
-}
-
-/// The content of [`VARIABLES`]; `None`: there are none. A run's variables win over the workspace's.
-///
-/// # Errors
-/// [`Error::VariableName`]
-pub fn variables(spec: &JobSpec) -> Result<Option<String>> {
-    let mut values: BTreeMap<&str, String> = BTreeMap::new();
-    for variable in spec.variables.iter().filter(|variable| variable.category == Category::Terraform) {
-        let value = if variable.hcl { variable.value.clone() } else { quote(&variable.value) };
-        values.insert(&variable.key, value);
-    }
-    for variable in &spec.run.variables {
-        values.insert(&variable.key, variable.value.clone());
-    }
-    let mut text = String::new();
-    for (key, value) in values {
-        if !is_identifier(key) {
-            return Err(Error::VariableName { key: key.to_owned() });
-        }
-        text.push_str(&format!("{key} = {value}\n"));
-    }
-    Ok((!text.is_empty()).then_some(text))
-}
-
-fn is_identifier(name: &str) -> bool {
-    let mut chars = name.chars();
-    chars.next().is_some_and(|c| c.is_alphabetic() || c == '_')
-        && chars.all(|c| c.is_alphanumeric() || c == '_' || c == '-')
-}
-
-/// A string as an HCL literal: no template in it is expanded.
-fn quote(value: &str) -> String {
-    let mut text = String::with_capacity(value.len() + 2);
-    text.push('"');
-    let mut chars = value.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' => text.push_str("\\\""),
-            '\\' => text.push_str("\\\\"),
-            '\n' => text.push_str("\\n"),
-            '\r' => text.push_str("\\r"),
-            '\t' => text.push_str("\\t"),
-            '$' | '%' if chars.peek() == Some(&'{') => text.extend([c, c]),
-            c if c.is_control() => text.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c => text.push(c),
-        }
-    }
-    text.push('"');
-    text
-}
-
 /// The folder below `config/`, with `/` between its parts and none around them.
 ///
 /// # Errors
@@ -315,50 +191,20 @@ pub fn working_directory(path: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        api::job::{Engine, Limits, Planned, RunSpec, RunVariable, Variable, WorkspaceSpec},
-        ids::{JobId, RunId, WorkspaceId},
-    };
+    use crate::api::job::{Category, Engine, Variable};
 
-    fn spec(stage: Stage) -> JobSpec {
-        let id = |text: &str| text.to_owned();
-        JobSpec {
-            job_id: "job-1".parse::<JobId>().unwrap(),
-            epoch: 1,
-            stage,
-            run: RunSpec {
-                id: "run-1".parse::<RunId>().unwrap(),
-                message: String::new(),
-                source: id("tfe-api"),
-                is_destroy: false,
-                refresh: true,
-                refresh_only: false,
-                plan_only: false,
-                target_addrs: vec![],
-                replace_addrs: vec![],
-                allow_config_generation: false,
-                variables: vec![],
-            },
-            workspace: WorkspaceSpec {
-                id: "ws-1".parse::<WorkspaceId>().unwrap(),
-                name: id("demo"),
-                environment: id("acme"),
-                environment_id: id("env-1"),
-                account_id: id("acc-1"),
-                working_directory: String::new(),
-            },
-            engine: Engine { kind: EngineKind::Terraform, version: Some(id("1.11.4")) },
-            image: None,
-            planned: Planned::default(),
-            run_as_root: false,
-            variables: vec![],
-            env: BTreeMap::new(),
-            limits: Limits::default(),
-            timeout_seconds: 7200,
-        }
+    pub(super) fn spec(stage: Stage) -> JobSpec {
+        let mut spec = JobSpec { stage, timeout_seconds: 7200, ..JobSpec::plain() };
+        spec.run.source = "tfe-api".into();
+        spec.workspace.name = "demo".into();
+        spec.workspace.environment = "acme".into();
+        spec.workspace.environment_id = "env-1".into();
+        spec.workspace.account_id = "acc-1".into();
+        spec.engine.version = Some("1.11.4".into());
+        spec
     }
 
-    const FACTS: Facts<'_> = Facts {
+    pub(super) const FACTS: Facts<'_> = Facts {
         dir: "/terrapool/job",
         engine: Some("/engine/terraform"),
         tmp: Some("/tmp"),
@@ -369,7 +215,7 @@ mod tests {
         hostname: Some("terrapool.example.com"),
     };
 
-    fn variable(key: &str, value: &str, category: Category, hcl: bool) -> Variable {
+    pub(super) fn variable(key: &str, value: &str, category: Category, hcl: bool) -> Variable {
         Variable { key: key.into(), value: value.into(), category, hcl, sensitive: false }
     }
 
@@ -526,60 +372,6 @@ after apply=SCALR_TERRAFORM_EXIT_CODE
         spec.engine = Engine { kind: EngineKind::OpenTofu, version: None };
         assert_eq!(engines(&spec, &FACTS), ["tofu", "/engine/terraform"]);
         assert_eq!(engines(&spec, &Facts { engine: None, ..FACTS }), ["tofu"]);
-    }
-
-    #[test]
-    fn the_workspaces_environment_wins_over_the_pools_and_neither_moves_the_state() {
-        let mut spec = spec(Stage::Plan);
-        spec.env = [("A".to_owned(), "pool".to_owned()), ("B".to_owned(), "pool".to_owned())].into();
-        spec.variables = vec![
-            variable("A", "one\ntwo \\ three", Category::Env, false),
-            variable("TF_WORKSPACE", "elsewhere", Category::Env, false),
-        ];
-        let steps = plan(&spec, &FACTS).unwrap();
-        let steps = Steps::parse(&steps.to_text()).unwrap();
-        let env: BTreeMap<_, _> = steps.env.into_iter().collect();
-        assert_eq!((env["A"].as_str(), env["B"].as_str()), ("one\ntwo \\ three", "pool"));
-        assert_eq!(env["TF_WORKSPACE"], "");
-        for (key, value) in [("", "x"), ("A=B", "x"), ("A\0", "x"), ("A", "x\0"), ("A\nB", "x")] {
-            spec.variables = vec![variable(key, value, Category::Env, false)];
-            assert!(matches!(plan(&spec, &FACTS), Err(Error::Environment { .. })), "{key:?} {value:?}");
-        }
-    }
-
-    #[test]
-    fn the_agents_cli_configuration_is_used_unless_the_workspace_has_its_own() {
-        let mut spec = spec(Stage::Plan);
-        let facts = Facts { cli_config: true, ..FACTS };
-        let of = |spec: &JobSpec| {
-            let env: BTreeMap<_, _> = plan(spec, &facts).unwrap().env.into_iter().collect();
-            env["TF_CLI_CONFIG_FILE"].clone()
-        };
-        assert_eq!(of(&spec), "/terrapool/job/cli.tfrc");
-        spec.variables = vec![variable("TF_CLI_CONFIG_FILE", "own.tfrc", Category::Env, false)];
-        assert_eq!(of(&spec), "own.tfrc");
-    }
-
-    #[test]
-    fn variables_become_hcl_and_the_runs_own_win() {
-        let mut spec = spec(Stage::Plan);
-        assert_eq!(variables(&spec).unwrap(), None);
-        spec.variables = vec![
-            variable("plain", "a \"b\" \\ ${c} %{d} $$ \n\tü", Category::Terraform, false),
-            variable("list", "[1, 2]", Category::Terraform, true),
-            variable("both", "workspace", Category::Terraform, false),
-            variable("twice", "one", Category::Terraform, false),
-            variable("twice", "two", Category::Terraform, false),
-            variable("NOT_HERE", "x", Category::Env, false),
-        ];
-        spec.run.variables = vec![RunVariable { key: "both".into(), value: "{ a = 1 }".into() }];
-        let wanted =
-            "both = { a = 1 }\nlist = [1, 2]\nplain = \"a \\\"b\\\" \\\\ $${c} %%{d} $$ \\n\\tü\"\ntwice = \"two\"\n";
-        assert_eq!(variables(&spec).unwrap().as_deref(), Some(wanted));
-        for key in ["", "a b", "1a", "a.b", "a = 1\nb"] {
-            spec.run.variables = vec![RunVariable { key: key.into(), value: "1".into() }];
-            assert!(matches!(variables(&spec), Err(Error::VariableName { .. })), "{key:?}");
-        }
     }
 
     #[test]
