@@ -14,6 +14,7 @@ mod hooks;
 mod host;
 mod isolation;
 mod run;
+mod size;
 mod sweep;
 
 #[derive(Debug, Subcommand)]
