@@ -314,7 +314,7 @@ mod tests {
 
     fn report(outcome: Ended, exits: &[(&str, i32)]) -> Report {
         let exits = exits.iter().map(|(step, code)| ((*step).to_owned(), *code)).collect();
-        Report { outcome, step: "plan".into(), exits, message: Some("said\nso".into()) }
+        Report { outcome, step: "plan".into(), exits, times: Vec::new(), message: Some("said\nso".into()) }
     }
 
     #[test]

@@ -78,8 +78,18 @@ pub struct Report {
     pub step: String,
     /// Exit code of each step that ran, in order; 128 + signal for one that was killed.
     pub exits: Vec<(String, i32)>,
+    /// When they ran, in the same order.
+    pub times: Vec<Time>,
     /// For people, where there is something to say.
     pub message: Option<String>,
+}
+
+/// When a step ran, in milliseconds since 1970 by the clock of where it ran.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Time {
+    pub step: String,
+    pub start_ms: i64,
+    pub end_ms: i64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -296,6 +306,9 @@ impl Report {
         for (step, code) in &self.exits {
             out.line("exit", &format!("{step}={code}"));
         }
+        for Time { step, start_ms, end_ms } in &self.times {
+            out.line("time", &format!("{step}={start_ms} {end_ms}"));
+        }
         if let Some(message) = &self.message {
             out.line("message", message);
         }
@@ -306,6 +319,7 @@ impl Report {
     /// A sentence about what is not understood.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (mut outcome, mut step, mut exits, mut message) = (None, String::new(), Vec::new(), None);
+        let mut times = Vec::new();
         for (word, value) in lines(text)? {
             match word {
                 "outcome" => outcome = OUTCOMES.iter().find(|(_, name)| *name == value).map(|(outcome, _)| *outcome),
@@ -314,11 +328,16 @@ impl Report {
                     let (name, code) = pair(&value)?;
                     exits.push((name, number(&code)?));
                 }
+                "time" => {
+                    let (step, time) = pair(&value)?;
+                    let (start, end) = time.split_once(' ').ok_or_else(|| format!("`{time}` has no end"))?;
+                    times.push(Time { step, start_ms: number(start)?, end_ms: number(end)? });
+                }
                 "message" => message = Some(value),
                 other => return Err(format!("`{other}` is no property of a result")),
             }
         }
-        Ok(Self { outcome: outcome.ok_or("no outcome")?, step, exits, message })
+        Ok(Self { outcome: outcome.ok_or("no outcome")?, step, exits, times, message })
     }
 }
 

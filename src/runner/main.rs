@@ -71,6 +71,7 @@ fn main() -> ExitCode {
         outcome: Outcome::RunnerFailed,
         step: String::new(),
         exits: Vec::new(),
+        times: Vec::new(),
         message: Some(message),
     });
     control::kill_all_others();

@@ -7,12 +7,12 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{
     control::{self, Act, Cause, Control, Demand, Outside},
-    format::{Announce, ENGINE, Outcome, Output, Report, Stage, Step},
+    format::{Announce, ENGINE, Outcome, Output, Report, Stage, Step, Time},
     hook::{self, Outputs},
     memory::{self, Guard, Shortage},
     sys,
@@ -31,7 +31,13 @@ const CGROUP: &str = "/sys/fs/cgroup";
 const ABANDONED: &str = "The agent of this stage is gone: the stage is interrupted.";
 
 pub fn run(stage: &Stage, log: &File, outside: &mut Outside) -> Report {
-    let mut report = Report { outcome: Outcome::Finished, step: String::new(), exits: Vec::new(), message: None };
+    let mut report = Report {
+        outcome: Outcome::Finished,
+        step: String::new(),
+        exits: Vec::new(),
+        times: Vec::new(),
+        message: None,
+    };
     let path = search_path(stage);
     let engine = match find_engine(&stage.engines, &path) {
         Ok(engine) => engine,
@@ -71,9 +77,11 @@ pub fn run(stage: &Stage, log: &File, outside: &mut Outside) -> Report {
         if !work.is_due(step, &report) {
             continue;
         }
+        let start_ms = now_ms();
         let (outcome, message) = match work.execute(step, &report.exits) {
             Ok(code) => {
                 report.exits.push((step.name.clone(), code));
+                report.times.push(Time { step: step.name.clone(), start_ms, end_ms: now_ms() });
                 work.judge(step, code)
             }
             Err(message) => {
@@ -89,6 +97,12 @@ pub fn run(stage: &Stage, log: &File, outside: &mut Outside) -> Report {
     }
     work.outputs.pump();
     report
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// A stage at work.

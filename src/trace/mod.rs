@@ -45,6 +45,12 @@ pub enum Node {
         epoch: i64,
         part: Part,
     },
+    /// One program of [`Part::Engine`], by the name that it has there.
+    Step {
+        stage: Stage,
+        epoch: i64,
+        step: &'static str,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +86,9 @@ impl Node {
             Self::Run => "run".to_owned(),
             Self::Stage { stage, epoch } => format!("{}/{epoch}", stage.as_str()),
             Self::Part { stage, epoch, part } => format!("{}/{epoch}/{}", stage.as_str(), part.as_str()),
+            Self::Step { stage, epoch, step } => {
+                format!("{}/{epoch}/{}/{step}", stage.as_str(), Part::Engine.as_str())
+            }
         }
     }
 
@@ -88,6 +97,7 @@ impl Node {
             Self::Run => "run".to_owned(),
             Self::Stage { stage, .. } => stage.as_str().to_owned(),
             Self::Part { stage, part, .. } => format!("{} {}", stage.as_str(), part.as_str()),
+            Self::Step { stage, step, .. } => format!("{} step {step}", stage.as_str()),
         }
     }
 
@@ -96,6 +106,7 @@ impl Node {
             Self::Run => None,
             Self::Stage { .. } | Self::Part { part: Part::Queued, .. } => Some(Self::Run),
             Self::Part { stage, epoch, .. } => Some(Self::Stage { stage, epoch }),
+            Self::Step { stage, epoch, .. } => Some(Self::Part { stage, epoch, part: Part::Engine }),
         }
     }
 }
@@ -151,6 +162,7 @@ mod tests {
                 nodes.push(Node::Stage { stage, epoch });
                 let parts = [Part::Queued, Part::Prepare, Part::Start, Part::Engine, Part::Deliver];
                 nodes.extend(parts.map(|part| Node::Part { stage, epoch, part }));
+                nodes.extend(["init", "plan"].map(|step| Node::Step { stage, epoch, step }));
             }
         }
         let ids: BTreeSet<_> =

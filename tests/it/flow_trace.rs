@@ -61,10 +61,15 @@ async fn a_run_is_one_trace_over_control_plane_agent_and_stage() {
     let Scene { mut server, mut agent, cli, place, _data } = scene;
     let output = cli.succeed(&["apply", "-auto-approve"]).await;
     let parts = ["queued", "prepare", "start", "engine", "deliver"];
+    let steps = |stage: &str| match stage {
+        "plan" => ["version", "init", "plan", "show"].as_slice(),
+        _ => &["version", "init", "apply"],
+    };
     let mut names = vec!["run".to_owned()];
     for stage in ["plan", "apply"] {
         names.push(stage.to_owned());
         names.extend(parts.map(|part| format!("{stage} {part}")));
+        names.extend(steps(stage).iter().map(|step| format!("{stage} step {step}")));
     }
     let spans: BTreeMap<String, Received> = eventually("all spans of the run", PATIENCE, async || {
         let spans = collector.spans();
@@ -81,12 +86,13 @@ async fn a_run_is_one_trace_over_control_plane_agent_and_stage() {
     for (name, span) in &spans {
         assert_eq!(span.trace, root.trace, "{name}");
         assert!(span.start <= span.end && span.start >= root.start && span.error.is_none(), "{span:?}");
-        let is_agents = parts[1..].iter().any(|part| name.ends_with(part));
+        let is_agents = name.contains(" step ") || parts[1..].iter().any(|part| name.ends_with(part));
         assert_eq!(span.service, if is_agents { "terrapool-agent" } else { "terrapool-server" }, "{name}");
         assert_eq!(span.key.as_deref(), Some(if is_agents { "canary-2" } else { "canary-1" }), "{name}");
         assert_eq!(span.attribute("terrapool.run.id"), root.attribute("terrapool.run.id"), "{name}");
         let parent = match name.split_once(' ') {
             _ if name == "run" => continue,
+            Some((stage, part)) if part.starts_with("step ") => of(&format!("{stage} engine")),
             Some((stage, part)) if part != "queued" => of(stage),
             _ => root,
         };
@@ -97,6 +103,15 @@ async fn a_run_is_one_trace_over_control_plane_agent_and_stage() {
         let in_order = parts.map(|part| of(&format!("{stage} {part}")));
         assert!(in_order.windows(2).all(|pair| pair[0].end <= pair[1].start), "{in_order:#?}");
         assert_eq!(of(stage).start, in_order[0].end, "a stage begins with its claim");
+        let steps: Vec<&Received> = steps(stage).iter().map(|step| of(&format!("{stage} step {step}"))).collect();
+        assert!(steps.windows(2).all(|pair| pair[0].end <= pair[1].start), "{steps:#?}");
+        assert!(steps[1].end - steps[1].start > 0 && steps.last().unwrap().end <= of(&format!("{stage} engine")).end);
+        let code = if stage == "plan" { "2" } else { "0" };
+        let told = steps.iter().map(|step| step.attribute("terrapool.step.exit_code"));
+        assert!(
+            told.eq(steps.iter().map(|step| Some(if step.name == "plan step plan" { code } else { "0" }))),
+            "{steps:#?}"
+        );
     }
     assert!(of("plan").end <= of("apply queued").start && of("apply").end <= root.end, "{spans:#?}");
     let told = [

@@ -218,7 +218,7 @@ impl Supervisor {
         let until = self.agent.clock.now_ms();
         let finish = self.conclude(&exit).await;
         let from = self.ran_from.or(self.record.starting_at).unwrap_or(until);
-        self.record_span_until(Part::Engine, (from, until), finish.reason.as_deref());
+        self.record_engine((from, until), finish.reason.as_deref()).await;
         Ok(finish)
     }
 

@@ -76,6 +76,14 @@ pub struct Facts<'a> {
     pub hostname: Option<&'a str>,
 }
 
+/// Names of the engine's own steps.
+const OF_ENGINE: [&str; 5] = ["version", "init", "plan", "show", "apply"];
+
+/// The name of a step that stages have, of the engine's own and hooks.
+pub(super) fn known(name: &str) -> Option<&'static str> {
+    OF_ENGINE.into_iter().chain(hooks::NAMES.map(|(name, _)| name)).find(|known| *known == name)
+}
+
 /// Name of the file that replaces the user's backend or `cloud` block by a state file in the working directory.
 /// OpenTofu lets a `.tofu` file hide a `.tf` file of the same name, so there it must be a `.tofu` file itself.
 #[must_use]
@@ -313,11 +321,12 @@ ok 0
     }
 
     #[test]
-    fn each_hook_stands_at_its_point() {
+    fn each_hook_stands_at_its_point_and_every_step_is_known() {
         let hooks = hooks::NAMES.map(hook);
         let names = |stage| -> String {
             let (spec, facts) = (spec(stage), Facts { hooks: &hooks, ..FACTS });
             let steps = plan(&spec, &facts).unwrap().steps;
+            assert!(steps.iter().all(|step| known(&step.name) == Some(step.name.as_str())), "{steps:?}");
             steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>().join(" ")
         };
         let plan = "version pre-init init pre-plan terraform-pre-plan plan show post-plan terraform-post-plan";
