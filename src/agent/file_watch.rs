@@ -9,7 +9,7 @@ use std::{
     ffi::OsStr,
     io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -37,7 +37,14 @@ const UNTOLD: Duration = Duration::from_millis(20);
 
 /// All watches of an agent. Clones share them; the first watch sets inotify up.
 #[derive(Debug, Clone, Default)]
-pub struct FileWatches(Arc<OnceLock<Option<Instance>>>);
+pub struct FileWatches(Arc<Mutex<Setup>>);
+
+#[derive(Debug, Default)]
+struct Setup {
+    instance: Option<Instance>,
+    /// That there is none has been said.
+    told: bool,
+}
 
 #[derive(Debug)]
 struct Instance {
@@ -72,17 +79,8 @@ struct Watched {
 impl FileWatches {
     /// Watches the file `name` in `dir`, whatever is at that name. In a tokio runtime.
     pub(super) fn watch(&self, dir: &Path, name: &'static str) -> FileWatch {
-        let instance = self.0.get_or_init(|| match Instance::start() {
-            Ok(instance) => Some(instance),
-            Err(error) => {
-                tracing::warn!(
-                    %error,
-                    "the agent gets no inotify instance and looks at its jobs' files often instead: raise fs.inotify.max_user_instances"
-                );
-                None
-            }
-        });
-        let watched = instance.as_ref().and_then(|instance| match instance.watch(dir, name) {
+        let mut setup = lock(&self.0);
+        let watched = setup.instance().and_then(|instance| match instance.watch(dir, name) {
             Ok(watched) => Some(watched),
             Err(error) => {
                 tracing::debug!(dir = %dir.display(), %error, "nothing is told of this directory: it is looked at often");
@@ -101,6 +99,26 @@ impl FileWatch {
             Some(watched) => drop(tokio::time::timeout(longest, watched.told.notified()).await),
             None => tokio::time::sleep(longest.min(UNTOLD)).await,
         }
+    }
+}
+
+impl Setup {
+    /// What could not be had before is tried again, for others may have let go of theirs.
+    fn instance(&mut self) -> Option<&Instance> {
+        if self.instance.is_none() {
+            match Instance::start() {
+                Ok(instance) => self.instance = Some(instance),
+                Err(error) if !self.told => {
+                    self.told = true;
+                    tracing::warn!(
+                        %error,
+                        "the agent gets no inotify instance and looks at its jobs' files often instead: raise fs.inotify.max_user_instances"
+                    );
+                }
+                Err(_) => {}
+            }
+        }
+        self.instance.as_ref()
     }
 }
 
@@ -123,8 +141,8 @@ impl Instance {
     }
 }
 
-fn lock(directories: &Mutex<Directories>) -> MutexGuard<'_, Directories> {
-    directories.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Passes notices on, for ever.
@@ -210,9 +228,12 @@ mod tests {
         assert!(watch.changed(LONG).now_or_never().is_none());
     }
 
+    fn directories(watches: &FileWatches) -> Arc<Mutex<Directories>> {
+        lock(&watches.0).instance().unwrap().directories.clone()
+    }
+
     fn watched(watches: &FileWatches) -> usize {
-        let instance = watches.0.get().unwrap().as_ref().unwrap();
-        lock(&instance.directories).waiting.len()
+        lock(&directories(watches)).waiting.len()
     }
 
     #[tokio::test]
@@ -270,7 +291,7 @@ mod tests {
         let [here, there] = [(); 2].map(|()| TempDir::new().unwrap());
         let watches = FileWatches::default();
         let [log, other] = [&here, &there].map(|dir| watches.watch(dir.path(), "log"));
-        lock(&watches.0.get().unwrap().as_ref().unwrap().directories).tell_all();
+        lock(&directories(&watches)).tell_all();
         is_told(&log).await;
         is_told(&other).await;
     }
@@ -296,8 +317,5 @@ mod tests {
         let missing = watches.watch(Path::new("/nowhere/at/all"), "log");
         assert!(missing.0.is_none());
         is_told(&missing).await;
-        let without = FileWatches(Arc::new(OnceLock::from(None)));
-        let dir = TempDir::new().unwrap();
-        is_told(&without.watch(dir.path(), "log")).await;
     }
 }
