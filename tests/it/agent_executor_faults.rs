@@ -1,5 +1,5 @@
-//! Every fault at every point of a job's life, for plans and applies in both executors: a real agent process, a real
-//! engine of containers, and a control plane whose clock the test moves.
+//! Every fault at every point of a job's life, for plans and applies in processes, containers, and containers that waited
+//! for their job: a real agent process, a real engine of containers, and a control plane whose clock the test moves.
 //!
 //! After each case the run has the one end that it must have, nothing was executed twice, what was made is recorded,
 //! the log has neither gap nor repetition, what a lost agent sent afterwards was refused, and the host is clean. The
@@ -91,9 +91,32 @@ const FAULTS: [(Fault, &str); 13] = [
     (Fault::ForceCancel, "force-cancel"),
 ];
 
+/// Where the stage runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Where {
+    Docker,
+    /// A container that was started before there was a job.
+    Warm,
+    Process,
+}
+
+impl Where {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Warm => "warm",
+            Self::Process => "process",
+        }
+    }
+
+    pub fn is_container(self) -> bool {
+        self != Self::Process
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Case {
-    pub docker: bool,
+    pub place: Where,
     pub apply: bool,
     pub point: Point,
     pub fault: Fault,
@@ -101,9 +124,8 @@ pub struct Case {
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let executor = if self.docker { "docker" } else { "process" };
         let name = FAULTS.iter().find(|(fault, _)| *fault == self.fault).unwrap().1;
-        write!(f, "{executor}/{}/{:?}/{name}", self.stage().as_str(), self.point)
+        write!(f, "{}/{}/{:?}/{name}", self.place.as_str(), self.stage().as_str(), self.point)
     }
 }
 
@@ -124,7 +146,7 @@ pub enum End {
 
 impl Case {
     pub fn choice(self) -> Choice {
-        if self.docker { Choice::Docker } else { Choice::Process }
+        if self.place.is_container() { Choice::Docker } else { Choice::Process }
     }
 
     pub fn stage(self) -> Stage {
@@ -152,6 +174,10 @@ impl Case {
             Self { point: Point::A7, .. } => End::Done,
             Self { apply: true, .. } if self.loses_lease() => End::Errored(reason::AGENT_LOST),
             _ if self.loses_lease() => End::Again,
+            // Nobody tells the container of its job any more, and an apply that may have begun is not begun again.
+            Self {
+                place: Where::Warm, apply: true, point: Point::A3, fault: Fault::Kill | Fault::ClockBack, ..
+            } => End::Errored(reason::CONTAINER_LOST),
             Self { fault: Fault::StageKilled, .. } if self.point <= Point::A4 => End::Errored(reason::CONTAINER_LOST),
             Self { fault: Fault::ForceCancel, .. } => End::ForceCanceled,
             Self { fault: Fault::Cancel, .. } if self.point <= Point::A4 => End::Canceled,
@@ -193,11 +219,12 @@ impl Case {
     }
 }
 
-fn cases(docker: bool, apply: bool) -> Vec<Case> {
+fn cases(place: Where, apply: bool) -> Vec<Case> {
     let wanted = std::env::var("TERRAPOOL_CASE").ok();
-    let faults = FAULTS.into_iter().map(|(fault, _)| fault).filter(|fault| docker || *fault != Fault::EngineAway);
+    let faults =
+        FAULTS.into_iter().map(|(fault, _)| fault).filter(|fault| place.is_container() || *fault != Fault::EngineAway);
     faults
-        .flat_map(|fault| POINTS.map(|point| Case { docker, apply, point, fault }))
+        .flat_map(|fault| POINTS.map(|point| Case { place, apply, point, fault }))
         .filter(|case| wanted.as_ref().is_none_or(|wanted| case.to_string().contains(wanted)))
         .collect()
 }
@@ -218,11 +245,11 @@ fn table(played: &[(Case, bool)]) -> String {
     let bad = played.iter().filter(|(_, passed)| !passed).count();
     let mut text = format!("agent faults: {} cases, {bad} failed\n", played.len());
     writeln!(text, "{:<30}{}", "fault", POINTS.map(|point| format!("{point:?}   ")).concat()).unwrap();
-    for docker in [true, false] {
+    for place in [Where::Docker, Where::Warm, Where::Process] {
         for apply in [false, true] {
             for (fault, name) in FAULTS {
                 let cell = |point| {
-                    let case = Case { docker, apply, point, fault };
+                    let case = Case { place, apply, point, fault };
                     match played.iter().find(|(played, _)| *played == case) {
                         None => "-    ",
                         Some((_, true)) => "ok   ",
@@ -231,9 +258,8 @@ fn table(played: &[(Case, bool)]) -> String {
                 };
                 let row = POINTS.map(cell).concat();
                 if row.contains(['o', 'B']) {
-                    let stage = Case { docker, apply, point: Point::A1, fault }.stage().as_str();
-                    let executor = if docker { "docker" } else { "process" };
-                    writeln!(text, "{:<30}{}", format!("{executor} {stage} {name}"), row.trim_end()).unwrap();
+                    let stage = Case { place, apply, point: Point::A1, fault }.stage().as_str();
+                    writeln!(text, "{:<30}{}", format!("{} {stage} {name}", place.as_str()), row.trim_end()).unwrap();
                 }
             }
         }
@@ -241,9 +267,9 @@ fn table(played: &[(Case, bool)]) -> String {
     text
 }
 
-async fn play_all(docker: bool, apply: bool) {
+async fn play_all(place: Where, apply: bool) {
     silenced();
-    let cases = cases(docker, apply);
+    let cases = cases(place, apply);
     let count = cases.len();
     let failed: Vec<String> = stream::iter(cases)
         .map(|case| async move {
@@ -265,20 +291,30 @@ async fn play_all(docker: bool, apply: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plans_in_containers() {
-    play_all(true, false).await;
+    play_all(Where::Docker, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn applies_in_containers() {
-    play_all(true, true).await;
+    play_all(Where::Docker, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plans_in_containers_that_waited() {
+    play_all(Where::Warm, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn applies_in_containers_that_waited() {
+    play_all(Where::Warm, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plans_in_processes() {
-    play_all(false, false).await;
+    play_all(Where::Process, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn applies_in_processes() {
-    play_all(false, true).await;
+    play_all(Where::Process, true).await;
 }

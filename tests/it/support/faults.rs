@@ -1,8 +1,9 @@
 //! One case of `agent_executor_faults`: scenery, the fault, and what must hold afterwards.
 
 use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
+    fs::{self, File, OpenOptions},
+    io::Read,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -12,6 +13,7 @@ use sqlx::{Connection, Executor, sqlite::SqliteConnectOptions};
 use terrapool::{
     agent::executor::Choice,
     api::run_state::RunState,
+    ids::ConfigurationVersionId,
     server::domain::{model::Run, model::RunOptions, queue, runs},
 };
 
@@ -22,9 +24,10 @@ use super::{
     gate::Fault as Call,
     proc::processes_with,
     programs::terrapool,
+    warm::{TELLING, instance, one_waits},
     wire::{Line, Wire},
 };
-use crate::agent_executor_faults::{Case, End, Fault, Point};
+use crate::agent_executor_faults::{Case, End, Fault, Point, Where};
 
 /// Longest wait for something that takes a moment on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -63,7 +66,17 @@ pub struct Scene {
     network: Wire,
     engine: Option<Wire>,
     address: String,
+    /// A word for each start of the stage.
+    starts: File,
     running: Option<Running>,
+}
+
+/// A pipe that never blocks and keeps what nobody has read. Whoever has it mounted read-only can still write to it.
+fn pipe(path: &Path) -> File {
+    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().read(true).write(true).custom_flags(nonblocking).open(path).unwrap()
 }
 
 /// What the stage does.
@@ -75,14 +88,18 @@ fn script(case: Case, starts: &Path) -> String {
         ),
         false => String::new(),
     };
-    let count = match case.docker {
-        // The host is out of reach; starts of containers are counted on their way to the engine.
-        true => String::new(),
-        false => format!("echo once >>{}\n", starts.display()),
-    };
+    // All that a container sees of the host besides its own directory, engine and runner.
+    let starts = if case.place.is_container() { Path::new("/terrapool/providers/starts") } else { starts };
     let wait = if case.waits() { ": >running; while [ ! -e go ]; do sleep 0.05; done\n" } else { "" };
     let print = |end| format!("while [ $i -lt {end} ]; do i=$((i+1)); echo \"line $i\"; done\n");
-    format!("{count}echo begin; i=0\n{}{}{wait}{}{}", print(HALF), write(1), print(LINES), write(2))
+    format!(
+        "echo once >{}\necho begin; i=0\n{}{}{wait}{}{}",
+        starts.display(),
+        print(HALF),
+        write(1),
+        print(LINES),
+        write(2)
+    )
 }
 
 impl Scene {
@@ -96,8 +113,13 @@ impl Scene {
     async fn play(case: Case) {
         let plane = Plane::new().await;
         let (network, address) = Wire::tcp(plane.url.socket_addrs(|| None).unwrap()[0]).await;
-        let engine = case.docker.then(|| Wire::unix(&plane.signal("docker.sock"), "/var/run/docker.sock".into()));
-        let mut scene = Self { case, plane, network, engine, address: format!("http://{address}"), running: None };
+        let engine =
+            case.place.is_container().then(|| Wire::unix(&plane.signal("docker.sock"), "/var/run/docker.sock".into()));
+        let mirror = plane.signal("mirror");
+        fs::create_dir(&mirror).unwrap();
+        let starts = pipe(&mirror.join("starts"));
+        let address = format!("http://{address}");
+        let mut scene = Self { case, plane, network, engine, address, starts, running: None };
         let run = scene.until_armed().await;
         scene.strike(&run).await;
         scene.until_over(&run).await;
@@ -108,36 +130,57 @@ impl Scene {
 
     /// A run whose stage is the next job, an agent, and something that stops it at the wanted point.
     async fn until_armed(&mut self) -> Run {
-        let script = script(self.case, &self.plane.signal("starts"));
+        let script = script(self.case, &self.plane.signal("mirror/starts"));
         let (plan, apply) = if self.case.apply { ("", script.as_str()) } else { (script.as_str(), "") };
         let configuration =
             self.plane.configuration(&[("main.tf", "# nothing\n"), ("plan.sh", plan), ("apply.sh", apply)]).await;
-        let workspace = &self.plane.fixture.workspace.id;
-        let start = self.plane.test.run(workspace, &configuration, RunOptions::default());
-        let run = if self.case.apply {
-            let run = start.await;
+        if self.case.place == Where::Warm {
+            // Before there is a job: one that is ready only then has no slot, and goes.
             self.launch().await;
+            self.until_one_waits().await;
+        }
+        let run = if self.case.apply {
+            let run = self.start(&configuration).await;
+            if self.running.is_none() {
+                self.launch().await;
+            }
             self.until_status(&run, RunState::Planned).await;
+            self.until_one_waits().await;
             self.stop_at_point();
             runs::confirm(&self.plane.test.app, &run.id).await.unwrap();
             run
         } else {
             self.stop_at_point();
-            let run = start.await;
-            self.launch().await;
+            let run = self.start(&configuration).await;
+            if self.running.is_none() {
+                self.launch().await;
+            }
             run
         };
         self.until_reached().await;
         run
     }
 
+    async fn start(&self, configuration: &ConfigurationVersionId) -> Run {
+        self.plane.test.run(&self.plane.fixture.workspace.id, configuration, RunOptions::default()).await
+    }
+
+    /// A container stands ready for the stage, where stages are to have such ones.
+    async fn until_one_waits(&self) {
+        if self.case.place == Where::Warm {
+            one_waits(&instance(&self.data()), || self.said()).await;
+        }
+    }
+
     fn stop_at_point(&self) {
         let gate = &self.plane.gate;
-        match (self.case.point, &self.engine) {
+        match (self.case.point, self.case.place) {
             (Point::A1, _) => gate.fault("POST /claim", Call::HoldAnswer, 1),
             (Point::A2, _) => gate.fault("GET /configuration", Call::HoldBefore, 1),
-            (Point::A3, Some(engine)) => engine.hold(Some("/start")),
-            (Point::A3, None) => gate.fault("POST /started", Call::HoldBefore, 1),
+            (Point::A3, Where::Docker) => self.engine.as_ref().unwrap().hold(Some("/start")),
+            // On its way to the hand-over.
+            (Point::A3, Where::Warm) => self.engine.as_ref().unwrap().hold(Some("/rename")),
+            (Point::A3, Where::Process) => gate.fault("POST /started", Call::HoldBefore, 1),
             (Point::A4, _) => {}
             (Point::A5, _) => gate.fault("PUT /log", Call::HoldBefore, usize::MAX),
             (Point::A6, _) => gate.fault("POST /finish", Call::HoldBefore, 1),
@@ -271,7 +314,7 @@ impl Scene {
     }
 
     fn kill_stage(&self) {
-        if self.case.docker {
+        if self.case.place.is_container() {
             for container in self.containers() {
                 // One that has ended by itself is gone.
                 drop(std::process::Command::new("docker").args(["kill", &container]).output());
@@ -323,7 +366,7 @@ impl Scene {
         if let End::Errored(reason) = end {
             assert_eq!(run.error_code.as_deref(), Some(reason), "{:?}\n{}", run.error_message, self.said());
         }
-        let starts = self.starts(&run);
+        let starts = self.starts();
         let most = if case.apply { 1 } else { usize::try_from(run.plan_attempts).unwrap() };
         assert!(starts <= most, "the stage was started {starts} times\n{}", self.said());
         assert!(starts >= 1 || case.is_cut_short(), "done, and never started");
@@ -351,15 +394,15 @@ impl Scene {
         let left = async || {
             let mut left = self.containers();
             left.extend(self.processes().iter().map(|process| format!("process {process}")));
-            for folder in ["jobs", "supervised", "work"] {
+            for folder in ["jobs", "supervised", "warm", "work"] {
                 let entries = fs::read_dir(self.data().join(folder)).into_iter().flatten().flatten();
                 // The lock of the folder itself stays.
                 let entries = entries.filter(|entry| entry.file_name() != "lock");
                 left.extend(entries.map(|entry| entry.path().display().to_string()));
             }
-            if self.case.docker {
+            if self.case.place.is_container() {
                 for kind in ["network", "volume"] {
-                    let filter = format!("label=terrapool.dev/agent={}", self.instance());
+                    let filter = format!("label=terrapool.dev/agent={}", instance(&self.data()));
                     left.extend(docker(&[kind, "ls", "--quiet", "--filter", &filter]).lines().map(str::to_owned));
                 }
             }
@@ -388,11 +431,15 @@ impl Scene {
         command.args(["agent", "run", "--url", &self.address, "--name", "a", "--concurrency", "1"]);
         command.arg("--data").arg(self.data()).arg("--engine-dir").arg(self.plane.signal("engines"));
         command.env("TERRAPOOL_POOL_TOKEN", &self.plane.fixture.pool_token);
-        if self.case.docker {
+        if self.case.place.is_container() {
             let socket = format!("unix://{}", self.plane.signal("docker.sock").display());
             command.args(["--executor", "docker", "--docker-host", &socket]);
+            command.arg("--provider-mirror").arg(self.plane.signal("mirror"));
         } else {
             command.args(["--executor", "process"]);
+        }
+        if self.case.place == Where::Warm {
+            command.args(["--warm", "1"]).env(TELLING.0, TELLING.1);
         }
         if matches!(self.case.fault, Fault::ClockForward | Fault::ClockBack) {
             assert!(Path::new(FAKETIME).exists(), "{FAKETIME} is missing: install libfaketime, or let tests/run do it");
@@ -440,15 +487,9 @@ impl Scene {
         }
     }
 
-    fn instance(&self) -> String {
-        let identity: serde_json::Value =
-            serde_json::from_slice(&fs::read(self.data().join("agent.json")).unwrap()).unwrap();
-        identity["instance"].as_str().unwrap().to_owned()
-    }
-
     fn containers(&self) -> Vec<String> {
         match self.case.choice() {
-            Choice::Docker => containers(&format!("terrapool.dev/agent={}", self.instance())),
+            Choice::Docker => containers(&format!("terrapool.dev/agent={}", instance(&self.data()))),
             _ => Vec::new(),
         }
     }
@@ -458,15 +499,12 @@ impl Scene {
         processes_with(self.data().join("jobs").to_str().unwrap())
     }
 
-    /// How often the stage has been started.
-    fn starts(&self, run: &Run) -> usize {
-        match &self.engine {
-            Some(engine) => {
-                let all = engine.passed("/start ").len();
-                // The plan's container came before.
-                all - usize::from(self.case.apply && run.plan_attempts == 1)
-            }
-            None => fs::read_to_string(self.plane.signal("starts")).unwrap_or_default().lines().count(),
+    /// How often the stage has been started, since this was asked last.
+    fn starts(&self) -> usize {
+        let mut words = String::new();
+        match (&self.starts).read_to_string(&mut words) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => words.lines().count(),
+            read => panic!("the pipe ends: {read:?}"),
         }
     }
 

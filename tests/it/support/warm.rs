@@ -44,6 +44,23 @@ pub fn waiting_of(instance: &str) -> Vec<String> {
     warm_of(instance).into_iter().filter_map(waits).collect()
 }
 
+/// What an agent must be told to say which containers wait for it.
+pub const TELLING: (&str, &str) = ("TERRAPOOL_LOG", "info,terrapool::agent::executor=debug");
+
+/// The one container that waits, once its agent has said so: until then a job gets one of its own.
+pub async fn one_waits(instance: &str, said: impl Fn() -> String) -> String {
+    let mut found = String::new();
+    eventually("one container waits, and its agent knows", async || {
+        let all = warm_of(instance);
+        let mut waiting = all.iter().filter(|(name, _)| name.starts_with("terrapool-warm-"));
+        let (Some((name, id)), None) = (waiting.next(), waiting.next()) else { return false };
+        found.clone_from(id);
+        said().lines().any(|line| line.contains("a container waits for a job") && line.contains(name))
+    })
+    .await;
+    found
+}
+
 /// The instance of the agent of this data directory.
 pub fn instance(data: &Path) -> String {
     let identity: Value = serde_json::from_slice(&fs::read(data.join("agent.json")).unwrap()).unwrap();
@@ -98,20 +115,14 @@ impl Scene {
         command.env("TERRAPOOL_POOL_TOKEN", &self.plane.fixture.pool_token);
         let socket = format!("unix://{}", self.plane.signal("docker.sock").display());
         command.args(["--executor", "docker", "--docker-host", &socket]);
+        command.env(TELLING.0, TELLING.1);
         let mut running = Running::program("an agent with --warm 1", command);
         running.until("the agent is ready").await;
         self.running = Some(running);
     }
 
     pub async fn one_waits(&self) -> String {
-        let instance = instance(&self.data());
-        let mut found = Vec::new();
-        eventually("one container waits", async || {
-            found = waiting_of(&instance);
-            found.len() == 1
-        })
-        .await;
-        found.remove(0)
+        one_waits(&instance(&self.data()), || self.said()).await
     }
 
     /// SIGKILL.

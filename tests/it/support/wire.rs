@@ -4,7 +4,10 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::{
@@ -27,19 +30,13 @@ pub struct Wire {
     line: watch::Sender<Line>,
     /// A part of the heads that wait.
     held: watch::Sender<Option<&'static str>>,
-    heads: Arc<Mutex<Heads>>,
-}
-
-#[derive(Default)]
-struct Heads {
-    /// First lines of requests that have gone on to the server.
-    passed: Vec<String>,
-    waiting: usize,
+    /// How many wait.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Wire {
     fn new() -> Self {
-        Self { line: watch::Sender::new(Line::Open), held: watch::Sender::new(None), heads: Arc::default() }
+        Self { line: watch::Sender::new(Line::Open), held: watch::Sender::new(None), waiting: Arc::default() }
     }
 
     /// A port of loopback that leads to `server`.
@@ -82,12 +79,7 @@ impl Wire {
     }
 
     pub fn waiting(&self) -> usize {
-        self.heads.lock().unwrap().waiting
-    }
-
-    /// First lines of requests that went through and have `part` in it.
-    pub fn passed(&self, part: &str) -> Vec<String> {
-        self.heads.lock().unwrap().passed.iter().filter(|head| head.contains(part)).cloned().collect()
+        self.waiting.load(Ordering::SeqCst)
     }
 
     async fn carry<C, S, F>(self, client: C, connect: impl FnOnce() -> F)
@@ -127,7 +119,6 @@ impl Wire {
                     let _waits = Waits::new(self);
                     drop(held.wait_for(|part| part.is_none_or(|part| !head.contains(part))).await);
                 }
-                self.heads.lock().unwrap().passed.push(head);
             }
             if to.write_all(&bytes[..count]).await.is_err() {
                 return;
@@ -151,13 +142,13 @@ struct Waits<'a>(&'a Wire);
 
 impl<'a> Waits<'a> {
     fn new(wire: &'a Wire) -> Self {
-        wire.heads.lock().unwrap().waiting += 1;
+        wire.waiting.fetch_add(1, Ordering::SeqCst);
         Self(wire)
     }
 }
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        self.0.heads.lock().unwrap().waiting -= 1;
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
