@@ -145,6 +145,9 @@ impl Scene {
                 self.launch().await;
             }
             self.until_status(&run, RunState::Planned).await;
+            // Or the answer to the plan's result could be the one that is held.
+            let answered = async || self.said().contains("reported the job's result");
+            eventually("the agent knows that its plan has arrived", answered).await;
             self.until_one_waits().await;
             self.stop_at_point();
             runs::confirm(&self.plane.test.app, &run.id).await.unwrap();
