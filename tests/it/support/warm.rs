@@ -38,10 +38,14 @@ pub fn warm_of(instance: &str) -> Vec<(String, String)> {
     text.lines().filter_map(|line| line.split_once(' ')).map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
 }
 
-/// Ids of those that wait.
+/// Those that wait.
+fn waiting(instance: &str) -> Vec<(String, String)> {
+    warm_of(instance).into_iter().filter(|(name, _)| name.starts_with("terrapool-warm-")).collect()
+}
+
+/// Their ids.
 pub fn waiting_of(instance: &str) -> Vec<String> {
-    let waits = |(name, id): (String, String)| name.starts_with("terrapool-warm-").then_some(id);
-    warm_of(instance).into_iter().filter_map(waits).collect()
+    waiting(instance).into_iter().map(|(_, id)| id).collect()
 }
 
 /// What an agent must be told to say which containers wait for it.
@@ -51,9 +55,8 @@ pub const TELLING: (&str, &str) = ("TERRAPOOL_LOG", "info,terrapool::agent::exec
 pub async fn one_waits(instance: &str, said: impl Fn() -> String) -> String {
     let mut found = String::new();
     eventually("one container waits, and its agent knows", async || {
-        let all = warm_of(instance);
-        let mut waiting = all.iter().filter(|(name, _)| name.starts_with("terrapool-warm-"));
-        let (Some((name, id)), None) = (waiting.next(), waiting.next()) else { return false };
+        let waiting = waiting(instance);
+        let [(name, id)] = waiting.as_slice() else { return false };
         found.clone_from(id);
         said().lines().any(|line| line.contains("a container waits for a job") && line.contains(name))
     })
