@@ -8,6 +8,8 @@
 TOFU_VERSION=1.12.6
 TERRAFORM_VERSION=1.11.4
 PROVIDER_VERSION=1.2.3
+# shellcheck source=tests/engine.sh
+. tests/engine.sh
 # shellcheck source=tests/cluster/versions.sh
 . tests/cluster/versions.sh
 # shellcheck source=tests/cluster/prepare.sh
@@ -19,12 +21,28 @@ PROVIDER_VERSION=1.2.3
 exec {never}<> <(:)
 
 missing=0
-dockerd_pid=
 ticker=
 
 took() {
     local seconds=$((SECONDS - $1))
     printf '%d:%02d' $((seconds / 60)) $((seconds % 60))
+}
+
+# tick NAME START: the last line of a part's log now and then, and the name of every test that fails, at once.
+tick() {
+    local line last='' bad=0 failing same=0
+    # Waits without a child of its own: that would outlive it, with our locks.
+    while ! read -r -t 20 -u "$never" && kill -0 $$ 2>&-; do
+        mapfile -t failing < <(grep '^test .* \.\.\. FAILED$' "$logs/$1.log")
+        [ ${#failing[@]} -eq "$bad" ] || printf '    %s\n' "${failing[@]:bad}"
+        bad=${#failing[@]}
+        line=$(tail -n 1 "$logs/$1.log" | cut -c 1-90)
+        # What has been shown is worth a line every two minutes.
+        [ "$line" = "$last" ] && [ $((++same % 6)) -ne 0 ] && continue
+        [ "$line" = "$last" ] || same=0
+        last=$line
+        printf '  %-12s %6s  %s\n' "$1" "$(took "$2")" "$line"
+    done
 }
 
 # part NAME COMMAND…: runs the command with its output in a log, shows that it lives, and says how it ended.
@@ -33,10 +51,7 @@ part() {
     local name=$1 start=$SECONDS status
     shift
     : >"$logs/$name.log"
-    # Waits without a child of its own: that would outlive it, with our locks.
-    while ! read -r -t 20 -u "$never" && kill -0 $$ 2>&-; do
-        printf '  %-12s %6s  %s\n' "$name" "$(took "$start")" "$(tail -n 1 "$logs/$name.log" | cut -c 1-90)"
-    done &
+    tick "$name" "$start" &
     ticker=$!
     "$@" >"$logs/$name.log" 2>&1 </dev/null
     status=$?
@@ -133,68 +148,6 @@ need_provider() {
     local source
     source=$(sha256sum tests/provider/main.go | cut -c 1-12)
     build_program provider . "$cache/provider/$source/terraform-provider-probe_v$PROVIDER_VERSION" "-X main.version=$PROVIDER_VERSION"
-}
-
-docker_answers() {
-    docker info >/dev/null 2>&1
-}
-
-# The engine on its usual socket: one that runs is used as it is, otherwise the system's or one of ours is started.
-need_docker() {
-    local tries
-    need docker docker.io "runs the containers of the tests" || return
-    docker_answers && return
-    command -v dockerd >/dev/null || install docker.io iptables ||
-        { lacks "dockerd (runs the containers of the tests): install the package docker.io"; return; }
-    command -v iptables >/dev/null || install iptables
-    if [ -d /run/systemd/system ]; then
-        systemctl start docker >>"$logs/install.log" 2>&1
-        await_docker && return
-    elif [ "$(id -u)" -eq 0 ]; then
-        # An engine that was killed a moment ago may still hold its places: then the next try succeeds.
-        for tries in 1 2 3; do
-            start_dockerd
-            await_docker && return
-            sleep 2
-        done
-    fi
-    lacks "a Docker engine that answers \`docker info\`: start it, or see $logs/dockerd.log"
-}
-
-start_dockerd() {
-    local last
-    echo "starting dockerd"
-    # One that was killed leaves its file behind, and a new one believes it.
-    last=$(cat /var/run/docker.pid 2>/dev/null)
-    [ "$(cat "/proc/$last/comm" 2>/dev/null)" = dockerd ] || rm -f /var/run/docker.pid
-    # A session of its own: Ctrl-C must reach the tests, which clean up with its help, before it.
-    setsid dockerd >"$logs/dockerd.log" 2>&1 </dev/null {docker_lock}>&- &
-    dockerd_pid=$!
-}
-
-# Waits until the engine answers, or ours has ended.
-await_docker() {
-    local tries
-    for tries in {1..120}; do
-        docker_answers && return
-        [ -n "$dockerd_pid" ] && ! kill -0 "$dockerd_pid" 2>/dev/null && break
-        sleep 0.5
-    done
-    dockerd_pid=
-    return 1
-}
-
-stop_docker() {
-    [ -n "$dockerd_pid" ] || return
-    # Another test run may have found this engine and be using it.
-    exec {docker_lock}>&-
-    if flock --exclusive --nonblock "$cache/docker.lock" true; then
-        kill "$dockerd_pid" 2>/dev/null
-        wait "$dockerd_pid" 2>/dev/null
-    else
-        echo "dockerd (process $dockerd_pid) keeps running: another test run uses it"
-    fi
-    dockerd_pid=
 }
 
 stop_all() {

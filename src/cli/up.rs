@@ -14,8 +14,14 @@ use crate::{
     },
 };
 
-/// Requests and jobs that run when the program is asked to stop have this long.
-const END: Duration = Duration::from_secs(20);
+/// Runs that are executed when the program is asked to stop have this long.
+const RUNS: Duration = Duration::from_secs(20);
+
+/// After that, what the control plane still does.
+const REST: Duration = Duration::from_secs(5);
+
+/// Whoever waits longer for the end is told what for.
+const UNTOLD: Duration = Duration::from_secs(1);
 
 /// What `up` and `demo` share.
 #[derive(Debug, clap::Args)]
@@ -115,13 +121,17 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     end(host, &shutdown).await
 }
 
-/// Ends everything in good order.
+/// Ends everything in good order: the agents, who report their last words, before the control plane.
 pub(super) async fn end(host: host::Host, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
     shutdown.drain.cancel();
     let data = host.data.clone();
     let trace = host.app.trace.clone();
-    host.ended().await?;
-    shutdown.finished(END).await;
+    if !shutdown.finished(UNTOLD).await {
+        let limit = RUNS.as_secs();
+        anstream::println!("Waiting up to {limit} s for agents that execute runs. Ctrl-C interrupts the runs.");
+        shutdown.finished(RUNS).await;
+    }
+    host.end(REST).await?;
     trace.close().await;
     if std::io::stdout().is_terminal() {
         anstream::println!("\nStopped. Everything is kept in {}; start again to go on.", data.display());

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use secrecy::{ExposeSecret, SecretString};
@@ -70,10 +71,13 @@ pub struct Host {
     pub token: SecretString,
     pub data: PathBuf,
     serving: tokio::task::JoinHandle<Result<(), serve::Error>>,
+    /// The server's own end, which comes after that of all who talk to it.
+    end: Shutdown,
 }
 
 impl Host {
-    /// Opens the control plane in `options.data` and serves it in the background until `shutdown.drain`.
+    /// Opens the control plane in `options.data` and serves it in the background until [`Self::end`]. When it fails
+    /// before, `shutdown` is drained.
     ///
     /// # Errors
     /// When the directory or the ports cannot be used.
@@ -101,9 +105,14 @@ impl Host {
         let ports = Ports { http: http.address().port(), https: https.address().port() };
         write(&ports_file, &serde_json::to_string(&ports).unwrap_or_default())?;
 
+        let end = Shutdown::new();
         let serving = tokio::spawn({
-            let (app, shutdown) = (app.clone(), shutdown.clone());
-            async move { serve::serve(app, vec![http, https], &shutdown).await }
+            let (app, end, drain) = (app.clone(), end.clone(), shutdown.drain.clone());
+            async move {
+                let served = serve::serve(app, vec![http, https], &end).await;
+                drain.cancel();
+                served
+            }
         });
         Ok(Self {
             app,
@@ -113,6 +122,7 @@ impl Host {
             token,
             data,
             serving,
+            end,
         })
     }
 
@@ -157,12 +167,15 @@ impl Host {
         Ok(files)
     }
 
-    /// Waits until the server has ended, after `shutdown.drain`.
+    /// Ends the server. What it does beside answering has `limit` to come to its end.
     ///
     /// # Errors
-    /// When it ended because a listener failed.
-    pub async fn ended(self) -> Result<(), Error> {
-        match self.serving.await {
+    /// When it had ended before, because a listener failed.
+    pub async fn end(self, limit: Duration) -> Result<(), Error> {
+        self.end.drain.cancel();
+        let served = self.serving.await;
+        self.end.finished(limit).await;
+        match served {
             Ok(result) => Ok(result?),
             Err(panic) => Err(Error::Serve(serve::Error::Serve { source: io::Error::other(panic) })),
         }

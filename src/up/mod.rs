@@ -60,7 +60,7 @@ pub struct Up {
     pub events: mpsc::UnboundedReceiver<follow::Event>,
 }
 
-/// Starts the whole system; it ends with `shutdown.drain`.
+/// Starts the whole system. With `shutdown.drain` all of it ends but the control plane, which those who end still need.
 ///
 /// # Errors
 /// When the data directory, the ports or the manifests' directory cannot be used.

@@ -1,6 +1,6 @@
 //! What is true of run containers only: their hardening, their images. Needs a Docker engine and its command.
 
-use std::{collections::BTreeSet, process::Command};
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use terrapool::{
@@ -12,18 +12,12 @@ use terrapool::{
 };
 
 use crate::support::{
+    docker::docker,
     jobs::{self, Host, chain, log, log_has, slug, spec, variable},
     metadata::Cloud,
 };
 
 const PLAIN: &str = "resource \"terraform_data\" \"a\" { input = 1 }\n";
-
-/// Output of the docker command.
-fn docker(args: &[&str]) -> String {
-    let output = Command::new("docker").args(args).output().expect("these tests need the docker command");
-    assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
 
 /// An image with nothing but one empty file.
 fn empty_image() -> String {

@@ -14,7 +14,10 @@ use terrapool::{
     },
 };
 
-use crate::support::jobs::{self, Host, apply_of, log, log_has, slug, spec, variable};
+use crate::support::{
+    docker::docker,
+    jobs::{self, Host, apply_of, log, log_has, slug, spec, variable},
+};
 
 const MAIN: &str = r#"
 terraform {
@@ -216,11 +219,7 @@ fn runner_of(dir: &JobDir, spec: &JobSpec, choice: Choice) -> i32 {
     match choice {
         Choice::Docker => {
             let name = format!("terrapool-{}-{}", spec.job_id, spec.epoch);
-            let output = std::process::Command::new("docker")
-                .args(["inspect", "-f", "{{.State.Pid}}", &name])
-                .output()
-                .expect("these tests need the docker command");
-            String::from_utf8(output.stdout).unwrap().trim().parse().expect("a process id")
+            docker(&["inspect", "-f", "{{.State.Pid}}", &name]).parse().expect("a process id")
         }
         _ => jobs::processes(&dir.path().display().to_string())[0].0,
     }

@@ -8,7 +8,7 @@ use terrapool::{agent::executor::volume, api::run_state::RunState, server::domai
 use crate::support::{
     agents::{Plane, eventually},
     cli::Engine,
-    docker::{Image, docker},
+    docker::{Image, docker, quietly},
     pods::{Pod, SAME, copy},
 };
 
@@ -37,7 +37,7 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        drop(std::process::Command::new("docker").args(["rm", "--force", "--volumes", &self.0]).output());
+        quietly(&["rm", "--force", "--volumes", &self.0]);
     }
 }
 

@@ -1,13 +1,13 @@
 //! Mode Node: one agent on each labelled node, which gives every stage a container of the node's own engine.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::support::{
     cli::cache,
     cluster::{CENTOS, shares_our_engine},
-    docker::{containers, docker},
+    docker::{command, containers, docker},
     e2e::{World, condition, is_ready, name, runs::Run, small},
 };
 
@@ -37,7 +37,7 @@ fn run_containers(data: &Data) -> Vec<Value> {
     let place = data.0.to_str().unwrap();
     let described = |id: &String| {
         // Err: removed meanwhile.
-        let output = Command::new("docker").args(["inspect", id]).output().unwrap();
+        let output = command().args(["inspect", id]).output().unwrap();
         serde_json::from_slice::<Vec<Value>>(&output.stdout).ok()?.pop()
     };
     let ours = |container: &Value| container["HostConfig"]["Binds"].to_string().contains(place);

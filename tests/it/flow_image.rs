@@ -4,15 +4,17 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::support::{docker::docker, sources::root};
+use crate::support::{
+    docker::{docker, quietly},
+    sources::root,
+};
 
 /// Removed with the value.
 struct Loaded(String);
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        // A panic in a destructor would hide the test's own.
-        drop(Command::new("docker").args(["rmi", "--force", &self.0]).output());
+        quietly(&["rmi", "--force", &self.0]);
     }
 }
 

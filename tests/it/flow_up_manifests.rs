@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     admin::{Admin, id},
-    cli::{Access, Cli, Engine, Running, cloud_block},
+    cli::{Access, Cli, Engine, Input, Running, cloud_block},
     poll::eventually,
     proc::processes_with,
     programs::terrapool,
@@ -47,6 +47,12 @@ fn connection(file: &Path) -> BTreeMap<String, String> {
     text.lines().map(|line| line.split_once('=').unwrap()).map(|(name, value)| (name.into(), value.into())).collect()
 }
 
+fn start_up(dir: &Path, data: &Path) -> Running {
+    let mut command = terrapool();
+    command.arg("up").arg(dir).arg("--data").arg(data).args(["--executor", "process"]);
+    Running::program("terrapool up", command)
+}
+
 async fn pool_of(admin: &Admin, name: &str) -> Option<Value> {
     let pools = admin.get("/api/iacp/v3/agent-pools").await;
     pools["data"].as_array().unwrap().iter().find(|pool| pool["attributes"]["name"] == name).cloned()
@@ -63,8 +69,8 @@ async fn has_variable(admin: &Admin, value: &str) -> Duration {
     start.elapsed()
 }
 
-/// The real CLI reaches the control plane with nothing but the file's variables.
-async fn cli_plans(up: &mut Running, env: &BTreeMap<String, String>, address: &str, ca: bool) {
+/// The real CLI in the linked workspace, with nothing but the file's variables.
+async fn linked_cli(up: &mut Running, env: &BTreeMap<String, String>, address: &str, ca: bool, main: &str) -> Cli {
     let access = Access {
         host: env[address].split_once("://").unwrap().1.to_owned(),
         token: env["TERRAPOOL_TOKEN"].clone(),
@@ -72,10 +78,15 @@ async fn cli_plans(up: &mut Running, env: &BTreeMap<String, String>, address: &s
     };
     let cli = Cli::new(Engine::Terraform, &access);
     cli.write("cloud.tf", &cloud_block(&access, &env["TERRAPOOL_ORGANIZATION"], "app"));
-    cli.write("main.tf", "resource \"terraform_data\" \"one\" {}\n");
+    cli.write("main.tf", main);
     cli.succeed(&["init"]).await;
     // The workspace is there now, so that it can be linked.
     up.until("workspace prod/app runs on pool main").await;
+    cli
+}
+
+async fn cli_plans(up: &mut Running, env: &BTreeMap<String, String>, address: &str, ca: bool) {
+    let cli = linked_cli(up, env, address, ca, "resource \"terraform_data\" \"one\" {}\n").await;
     cli.succeed(&["plan"]).await.says("Plan: 1 to add, 0 to change, 0 to destroy.");
 }
 
@@ -89,9 +100,7 @@ async fn up_follows_its_manifests() {
         |value: &str| pool("main", &format!("  runs:\n    env:\n      - name: EDIT\n        value: {value}\n"));
     write("pool.yaml", &variable("first"));
     write("link.yaml", LINK);
-    let mut command = terrapool();
-    command.arg("up").arg(&dir).arg("--data").arg(&data).args(["--executor", "process"]);
-    let mut up = Running::program("terrapool up", command);
+    let mut up = start_up(&dir, &data);
     up.until("WorkspaceLink app waits: there is no workspace `prod/app` yet").await;
     up.until("agent of pool main ready (executor process)").await;
 
@@ -162,9 +171,7 @@ async fn the_agent_of_up_stays_while_its_token_is_replaced() {
     fs::create_dir(&dir).unwrap();
     let token = "  token:\n    ttl: 1h\n    rotateBefore: 59m58s\n    overlap: 1s\n";
     fs::write(dir.join("pool.yaml"), pool("main", token)).unwrap();
-    let mut command = terrapool();
-    command.arg("up").arg(&dir).arg("--data").arg(&data).args(["--executor", "process"]);
-    let mut up = Running::program("terrapool up", command);
+    let mut up = start_up(&dir, &data);
     up.until("agent of pool main ready (executor process)").await;
     let env = connection(&data.join("connection.env"));
     let admin = Admin::new(env["TERRAPOOL_HTTP_ADDRESS"].clone(), env["TERRAPOOL_TOKEN"].clone());
@@ -183,6 +190,45 @@ async fn the_agent_of_up_stays_while_its_token_is_replaced() {
     assert_eq!((&demand["registrations"], demand["agents"].as_array().unwrap().len()), (&json!(1), 1), "{demand}");
     let text = up.text();
     assert_eq!(text.matches("agent of pool main").count(), 1, "{text}");
+    up.signal(Signal::INT);
+    up.end().await.expect(0);
+}
+
+/// Agents end first: their last words need somebody who hears them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_executed_when_up_is_told_to_end_is_recorded_to_its_end() {
+    let place = tempfile::tempdir().unwrap();
+    let [dir, data, begun, go] = ["manifests", "data", "begun", "go"].map(|name| place.path().join(name));
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("pool.yaml"), pool("main", "")).unwrap();
+    fs::write(dir.join("link.yaml"), LINK).unwrap();
+    let mut up = start_up(&dir, &data);
+    up.until("agent of pool main ready (executor process)").await;
+    let env = connection(&data.join("connection.env"));
+    let command = format!("touch {}; while [ ! -e {} ]; do sleep 0.05; done", begun.display(), go.display());
+    let main = format!(
+        "resource \"terraform_data\" \"one\" {{\n  provisioner \"local-exec\" {{ command = \"{command}\" }}\n}}\n"
+    );
+    let cli = linked_cli(&mut up, &env, "TERRAPOOL_HTTP_ADDRESS", false, &main).await;
+    let apply = cli.start(&["apply", "-auto-approve"], Input::None);
+    eventually("the apply goes on", Duration::from_secs(60), async || begun.exists().then_some(()).ok_or(up.text()))
+        .await;
+
+    up.signal(Signal::INT);
+    up.until("for agents that execute runs").await;
+    fs::write(&go, "").unwrap();
+    let ended = up.end().await;
+    assert!(ended.status.success() && !ended.all.contains("sign off"), "{ended:?}");
+    // Whether it has heard of the end is a matter of moments.
+    apply.end().await;
+
+    // On other ports, if others have taken them meanwhile.
+    let mut up = start_up(&dir, &data);
+    up.until("agent of pool main ready (executor process)").await;
+    let env = connection(&data.join("connection.env"));
+    let cli = linked_cli(&mut up, &env, "TERRAPOOL_HTTP_ADDRESS", false, &main).await;
+    cli.succeed(&["state", "list"]).await.says("terraform_data.one");
+    cli.succeed(&["plan"]).await.says("No changes.");
     up.signal(Signal::INT);
     up.end().await.expect(0);
 }

@@ -6,17 +6,30 @@ use std::{
     process::{Command, Stdio},
 };
 
+/// Longest time of one command, in seconds. An engine that hangs would otherwise hold a test for ever.
+const DEADLINE: &str = "150";
+
+/// A `docker` command that ends: with the status 124 when it took too long.
+pub fn command() -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", DEADLINE, "docker"]);
+    command
+}
+
 /// Runs `docker`; its output. When the engine does not answer, that is what is said.
 pub fn docker(arguments: &[&str]) -> String {
     run(arguments, &[])
 }
 
+/// For destructors, where a panic would hide the test's own.
+pub fn quietly(arguments: &[&str]) {
+    drop(command().args(arguments).output());
+}
+
 fn run(arguments: &[&str], input: &[u8]) -> String {
-    let mut command = Command::new("docker");
+    let mut command = command();
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap_or_else(|error| {
-        panic!("the `docker` command does not start ({error}): install docker.io, or let tests/run do it")
-    });
+    let mut child = command.spawn().expect("`timeout`, of coreutils");
     let mut stdin = child.stdin.take().unwrap();
     // What Docker does not read, it complains about itself.
     drop(stdin.write_all(input));
@@ -27,7 +40,9 @@ fn run(arguments: &[&str], input: &[u8]) -> String {
         !complaint.contains("Cannot connect to the Docker daemon"),
         "no Docker engine answers: start it, or let tests/run do it"
     );
-    assert!(output.status.success(), "docker {}: {complaint}", arguments.join(" "));
+    let arguments = arguments.join(" ");
+    assert_ne!(output.status.code(), Some(124), "docker {arguments}: the engine has not answered for {DEADLINE} s");
+    assert!(output.status.success(), "docker {arguments}: {complaint}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
@@ -59,7 +74,6 @@ impl Image {
 
 impl Drop for Image {
     fn drop(&mut self) {
-        // Not through `docker`: a panic in a destructor would hide the test's own.
-        drop(Command::new("docker").args(["image", "rm", "--force", &self.name]).output());
+        quietly(&["image", "rm", "--force", &self.name]);
     }
 }

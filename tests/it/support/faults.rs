@@ -20,7 +20,7 @@ use terrapool::{
 use super::{
     agents::{Plane, eventually, state},
     cli::Running,
-    docker::{containers, docker},
+    docker::{containers, docker, quietly},
     gate::Fault as Call,
     proc::processes_with,
     programs::terrapool,
@@ -320,7 +320,7 @@ impl Scene {
         if self.case.place.is_container() {
             for container in self.containers() {
                 // One that has ended by itself is gone.
-                drop(std::process::Command::new("docker").args(["kill", &container]).output());
+                quietly(&["kill", &container]);
             }
         } else {
             for process in self.processes() {

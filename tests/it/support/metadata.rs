@@ -12,7 +12,7 @@ use std::{
 use tempfile::TempDir;
 use terrapool::ids::JobId;
 
-use super::docker::Image;
+use super::docker::{Image, quietly};
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -151,7 +151,7 @@ impl Drop for Cloud {
             run("ip", &["link", "del", link]);
             run("ip", &["netns", "del", name]);
         }
-        run("docker", &["network", "rm", &self.network]);
+        quietly(&["network", "rm", &self.network]);
         let bridge = self.bridge();
         for (parent, chain) in
             [("DOCKER-USER", format!("TERRAPOOL-{bridge}")), ("INPUT", format!("TERRAPOOL-H-{bridge}"))]

@@ -287,14 +287,28 @@ fn executor(facts: &Facts) -> Finding {
 
 fn docker(engine: &Engine) -> Finding {
     let version = &engine.version;
-    if engine.limits_memory && engine.limits_processes {
-        return ok("executor", format!("Docker {version} answers"));
+    if !engine.limits_memory || !engine.limits_processes {
+        return warn(
+            "executor",
+            format!("Docker {version} answers, but cannot limit the memory or processes of runs"),
+            "see the line `cgroup`, and the warnings at the end of `docker info`",
+        );
     }
-    warn(
-        "executor",
-        format!("Docker {version} answers, but cannot limit the memory or processes of runs"),
-        "see the line `cgroup`, and the warnings at the end of `docker info`",
-    )
+    if can_hang(version) {
+        return warn(
+            "executor",
+            format!("Docker {version} answers, but can hang for good when containers end at the same time"),
+            "update the engine to 23.0 or later; until then `systemctl restart docker` when no run starts any more",
+        );
+    }
+    ok("executor", format!("Docker {version} answers"))
+}
+
+/// Docker's network code could wait for itself when endpoints were deleted, until 23.0 (moby/moby#42545). Versions between
+/// 1 and 17 are those of other engines.
+fn can_hang(version: &str) -> bool {
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    matches!(major, Some(1 | 17..=22))
 }
 
 fn engines(facts: &Facts) -> Option<Finding> {

@@ -12,10 +12,13 @@ fn pool(expires_in_days: Option<i64>) -> Answer {
     })
 }
 
+/// An engine that can all that is wanted of it.
+fn engine(version: &str) -> Engine {
+    Engine { version: version.to_owned(), limits_memory: true, limits_processes: true, ..Engine::default() }
+}
+
 /// A host where all is well.
 fn well() -> Facts {
-    let engine =
-        Engine { version: "20.10.24".to_owned(), limits_memory: true, limits_processes: true, ..Engine::default() };
     Facts {
         url: "https://terrapool.example.com".parse().unwrap(),
         has_token: true,
@@ -30,7 +33,7 @@ fn well() -> Facts {
         data: Data { path: "/var/lib/terrapool-agent".into(), free: Some(50 << 30), writable: Ok(()) },
         executor: Choice::Docker,
         is_root: true,
-        docker: Some(Sight::Answers(engine)),
+        docker: Some(Sight::Answers(engine("28.5.2"))),
         engines: vec!["terraform 1.11.4 at /usr/bin/terraform".to_owned()],
         cgroup: Cgroup { version: Some(2), memory: true, pids: true },
     }
@@ -185,6 +188,18 @@ fn docker_is_needed_when_it_was_asked_for() {
     assert_only(&facts, "executor", Level::Warn, "without isolation");
     let weak = Engine { version: "1.13".to_owned(), limits_processes: true, ..Engine::default() };
     assert_only(&Facts { docker: Some(Sight::Answers(weak)), ..well() }, "executor", Level::Warn, "docker info");
+}
+
+#[test]
+fn an_engine_that_can_hang_is_to_be_updated() {
+    for old in ["1.13.1", "18.09.1", "20.10.24+dfsg1"] {
+        let facts = Facts { docker: Some(Sight::Answers(engine(old))), ..well() };
+        assert_only(&facts, "executor", Level::Warn, "23.0 or later");
+    }
+    for good in ["23.0.0", "28.5.2", "4.9.4", "master", ""] {
+        let facts = Facts { docker: Some(Sight::Answers(engine(good))), ..well() };
+        assert!(judge(&facts).iter().all(|finding| finding.level == Level::Ok), "{good}");
+    }
 }
 
 #[test]
