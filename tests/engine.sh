@@ -2,9 +2,10 @@
 # shellcheck disable=SC2154 # from tests/prepare.sh
 # The Docker engine that the tests use. Sourced by tests/prepare.sh, not run.
 #
-# need_docker    one answers: it is used as it is, otherwise the system's or one of ours is started
-# watch_docker   replaces one of ours that hangs, in the background, and says so in $logs/engine-hung.txt
-# stop_docker    ends the one that was started here, and its watch
+# need_docker         one answers: it is used as it is, otherwise the system's or one of ours is started
+# watch_docker        replaces one of ours that hangs, in the background, and says so in $logs/engine-hung.txt
+# await_replacement   waits until the one that replaces it answers
+# stop_docker         ends the one that was started here, and its watch
 
 dockerd_pid=
 watch=
@@ -15,7 +16,6 @@ docker_answers() {
 }
 
 need_docker() {
-    local tries
     need docker docker.io "runs the containers of the tests" || return
     docker_answers && return
     command -v dockerd >/dev/null || install docker.io iptables ||
@@ -25,19 +25,25 @@ need_docker() {
         systemctl start docker >>"$logs/install.log" 2>&1
         await_docker && return
     elif [ "$(id -u)" -eq 0 ]; then
+        echo "starting dockerd"
         : >"$logs/dockerd.log"
-        # An engine that was killed a moment ago may still hold its places: then the next try succeeds.
-        for tries in 1 2 3; do
-            echo "starting dockerd"
-            start_dockerd
-            await_docker && return
-            sleep 2
-        done
+        start_dockerd && return
     fi
     lacks "a Docker engine that answers \`docker info\`: start it, or see $logs/dockerd.log"
 }
 
+# An engine that was killed a moment ago may still hold its places: then a later try succeeds.
 start_dockerd() {
+    local tries
+    for tries in 1 2 3 4; do
+        spawn_dockerd
+        await_docker && return
+        sleep 2
+    done
+    return 1
+}
+
+spawn_dockerd() {
     local last
     # One that was killed leaves its file behind, and a new one believes it.
     last=$(cat /var/run/docker.pid 2>/dev/null)
@@ -45,6 +51,8 @@ start_dockerd() {
     # A session of its own: Ctrl-C must reach the tests, which clean up with its help, before it.
     setsid dockerd >>"$logs/dockerd.log" 2>&1 </dev/null {docker_lock}>&- &
     dockerd_pid=$!
+    # Its end is ours to tell.
+    disown
     echo "$dockerd_pid" >"$logs/dockerd.pid"
 }
 
@@ -81,15 +89,23 @@ watch_docker() {
 replace_dockerd() {
     local pid
     pid=$(cat "$logs/dockerd.pid")
+    echo "the Docker engine has started no container for two minutes: it is killed and started anew, see $logs/goroutine-stacks-*.log" |
+        tee -a "$logs/engine-hung.txt"
     # Writes down what each of its threads waits for.
     kill -USR1 "$pid"
     sleep 3
-    mv /var/run/docker/goroutine-stacks-*.log "$logs/"
+    mv /var/run/docker/goroutine-stacks-*.log "$logs/" 2>/dev/null
     kill -KILL "$pid"
     start_dockerd
-    await_docker
-    echo "the Docker engine has started no container for two minutes; it was killed and started anew, see $logs/goroutine-stacks-*.log" |
-        tee -a "$logs/engine-hung.txt"
+}
+
+# Waits until the engine that follows one that hung answers.
+await_replacement() {
+    local tries
+    for tries in {1..240}; do
+        docker_answers && return
+        sleep 0.5
+    done
 }
 
 stop_docker() {
