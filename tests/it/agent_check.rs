@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::TcpListener,
 };
 
@@ -33,7 +33,7 @@ impl Host {
         let url = host.server.address();
         let (engines, data) = (host.dir.path().to_str().unwrap(), host.dir.path().join("data"));
         let arguments = ["--url", &url, "--token", "-", "--executor", "process", "--engine-dir", engines, "--data"];
-        let arguments = [&arguments[..], &[data.to_str().unwrap()]].concat();
+        let arguments = [&arguments[..], &[data.to_str().unwrap(), "--engine-download=false"]].concat();
         agent("configure", host.dir.path(), &arguments, &[], &host.place.pool_token).await.expect(0);
         host
     }
@@ -138,6 +138,38 @@ async fn a_proxy_of_the_environment_is_used_and_told() {
     let url = host.server.address().replace("http://", "https://");
     let told = host.check(&["--url", &url], &excepted).await;
     assert_finding(&told, "proxy", "ok", "directly");
+}
+
+#[tokio::test]
+async fn where_engines_are_downloaded_from_is_asked() {
+    let host = Host::new().await;
+    let mirror = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://user:secret@{}", mirror.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let mut stream = BufReader::new(mirror.accept().await.unwrap().0);
+            assert!(stream.read_line(&mut String::new()).await.unwrap() > 0);
+            // Any answer is one.
+            stream
+                .write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                .await
+                .unwrap();
+        }
+    });
+    let nothing = tempfile::tempdir().unwrap();
+    let none = ["--engine-dir", nothing.path().to_str().unwrap(), "--engine-download=true", "--engine-mirror"];
+    // The search path is the host's own, and it may have an engine.
+    let nowhere = [("PATH", nothing.path().to_str().unwrap())];
+    let told = host.check(&[&none[..], &[&address]].concat(), &nowhere).await.expect(0);
+    assert_finding(&told, "engine", "ok", "by an exact version");
+    assert_finding(&told, "download", "ok", "terraform and tofu from http://127.0.0.1:");
+    assert!(!told.stdout.contains("secret"), "{}", told.stdout);
+
+    let dead = "http://127.0.0.1:9";
+    let told = host.check(&[&none[..], &[dead]].concat(), &nowhere).await.expect(1);
+    assert_finding(&told, "download", "fail", "--engine-mirror");
+    let told = host.check(&["--engine-download=true", "--engine-mirror", dead], &nowhere).await.expect(0);
+    assert_finding(&told, "download", "warn", "terraform and tofu from http://127.0.0.1:9");
 }
 
 #[tokio::test]

@@ -1,8 +1,12 @@
 //! Which image a run gets: allow-lists, and the image of the plan for its apply. Needs a Docker engine.
 
+use sha2::{Digest, Sha256};
 use terrapool::{
     agent::{
-        executor::{Choice, Pull},
+        executor::{
+            Choice, Isolation, Pull,
+            look::{DefaultImage, look_for_image},
+        },
         jobdir::JobDir,
     },
     api::{agent::reason, job::Stage},
@@ -91,6 +95,80 @@ async fn always_pulling_does_not_make_do_with_what_is_there() {
     let host = Host::with(Choice::Docker, |settings| settings.isolation.pull = Pull::Always).await;
     let error = host.executor.prepare(&spec).await.unwrap_err();
     assert!(chain(&error).contains("it is to be pulled before every run, and pulling it failed"), "{}", chain(&error));
+}
+
+/// A registry on loopback, which Docker asks over plain HTTP; it has the image `acme/run:1` and no other. Its address.
+async fn registry() -> String {
+    use axum::{
+        Router,
+        extract::Path,
+        http::{StatusCode, header::CONTENT_TYPE},
+        routing::get,
+    };
+
+    const NOT_FOUND: (StatusCode, &str) =
+        (StatusCode::NOT_FOUND, r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#);
+
+    let digest = |text: &str| format!("sha256:{}", terrapool::hash::hex(Sha256::digest(text)));
+    let config = r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
+    let kind = "application/vnd.docker.distribution.manifest.v2+json";
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": kind,
+        "config": {
+            "mediaType": "application/vnd.docker.container.image.v1+json",
+            "size": config.len(),
+            "digest": digest(config),
+        },
+        "layers": [],
+    })
+    .to_string();
+    let names = ["1".to_owned(), digest(&manifest)];
+    let head = [(CONTENT_TYPE.as_str(), kind.to_owned()), ("docker-content-digest", digest(&manifest))];
+    let router = Router::new()
+        .route("/v2/", get(|| async { "{}" }))
+        .route(
+            "/v2/acme/run/manifests/{name}",
+            get(move |Path(name): Path<String>| async move {
+                names.contains(&name).then_some((head, manifest)).ok_or(NOT_FOUND)
+            }),
+        )
+        .route(&format!("/v2/acme/run/blobs/{}", digest(config)), get(move || async move { config }));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    address
+}
+
+#[tokio::test]
+async fn the_image_of_runs_that_name_none_is_looked_for_and_not_pulled() {
+    let look = async |name: &str, change: &dyn Fn(&mut Isolation)| {
+        let mut isolation = Isolation::default();
+        change(&mut isolation);
+        look_for_image(None, Some(name), &isolation).await.expect("a Docker engine")
+    };
+    let usual = |_: &mut Isolation| {};
+    let nowhere = |found: DefaultImage, words: &str| match found {
+        DefaultImage::Unusable { detail, .. } => assert!(detail.contains(words), "{detail}"),
+        other => panic!("{other:?}"),
+    };
+    let registry = registry().await;
+    let image = format!("{registry}/acme/run:1");
+    assert_eq!(look(&image, &usual).await, DefaultImage::InRegistry { image: image.clone() });
+    assert_eq!(docker(&["image", "ls", "--quiet", &image]), "", "it was pulled");
+    nowhere(look(&format!("{registry}/acme/run:2"), &usual).await, "its registry does not give it");
+    nowhere(look("Not an image", &usual).await, "not an image reference");
+
+    let here = self::image(&format!("localhost:9/terrapool-test/{}:1", network_name()), "here");
+    assert_eq!(look(&here.name, &usual).await, DefaultImage::Here { image: here.name.clone() });
+    // Nobody listens there.
+    nowhere(look(&here.name, &|isolation| isolation.pull = Pull::Always).await, "its registry does not give it");
+    let other = |isolation: &mut Isolation| isolation.allowed_images = vec!["ghcr.io/acme/*".parse().unwrap()];
+    nowhere(look(&here.name, &other).await, "ghcr.io/acme/*");
+
+    let none = look_for_image(None, None, &Isolation::default()).await.unwrap();
+    assert_eq!(none, DefaultImage::Minimal { shell: true }, "tests/run installs a static busybox");
+    assert_eq!(look_for_image(Some("unix:///nowhere"), Some(&image), &Isolation::default()).await, None);
 }
 
 /// Through the server: what a plan ran in and what it left is handed to its apply.

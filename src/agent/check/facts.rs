@@ -5,7 +5,13 @@ use std::path::PathBuf;
 use reqwest::Url;
 
 use crate::{
-    agent::executor::{Choice, look::Sight},
+    agent::{
+        engine::Source,
+        executor::{
+            Choice,
+            look::{DefaultImage, Sight},
+        },
+    },
     api::agent::PoolResponse,
 };
 
@@ -37,8 +43,12 @@ pub struct Facts {
     pub is_root: bool,
     /// Absent where the executor needs no Docker.
     pub docker: Option<Sight>,
+    /// Absent where runs have no image, or no engine answers.
+    pub image: Option<DefaultImage>,
     /// As `terraform 1.11.4 at /usr/bin/terraform`.
     pub engines: Vec<String>,
+    /// What engines are downloaded from; empty: nothing is.
+    pub sources: Vec<Source>,
     pub cgroup: Cgroup,
 }
 

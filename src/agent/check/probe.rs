@@ -28,6 +28,9 @@ use crate::{
 /// Longest time for a name, and for a connection.
 const STEP: Duration = Duration::from_secs(5);
 
+/// Longest time for an answer from where engines are downloaded.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// What is looked at.
 #[derive(Debug, Clone)]
 pub struct Subject {
@@ -50,9 +53,19 @@ pub async fn look(subject: &Subject) -> Result<Facts, http::Error> {
     let client = AgentClient::new(client, url, SecretString::from(""));
     // Without a token the rest of the way is looked at all the same.
     let asked = token.clone().unwrap_or_else(|| SecretString::from("none"));
+    let executor = &config.executor;
     let docker = async {
-        match config.executor.choice {
-            Choice::Auto | Choice::Docker => Some(look::look(config.executor.docker_host.as_deref()).await),
+        match executor.choice {
+            Choice::Auto | Choice::Docker => Some(look::look(executor.docker_host.as_deref()).await),
+            Choice::Sidecar | Choice::Process => None,
+        }
+    };
+    let image = async {
+        match executor.choice {
+            Choice::Auto | Choice::Docker => {
+                let (host, name) = (executor.docker_host.as_deref(), executor.default_image.as_deref());
+                look::look_for_image(host, name, &executor.isolation).await
+            }
             Choice::Sidecar | Choice::Process => None,
         }
     };
@@ -60,11 +73,13 @@ pub async fn look(subject: &Subject) -> Result<Facts, http::Error> {
         let data = config.data.clone();
         tokio::task::spawn_blocking(move || data_dir(&data)).await
     };
-    let ((addresses, connection), answer, docker, engines, data) = tokio::join!(
+    let ((addresses, connection), answer, docker, image, engines, sources, data) = tokio::join!(
         way(url, proxy.as_ref()),
         client.ask_for_pool(&asked),
         docker,
-        engines(&config.executor.engines),
+        image,
+        engines(&executor.engines),
+        executor.engines.sources(ANSWER),
         files
     );
     let now_ms = Clock::real().now_ms();
@@ -92,10 +107,12 @@ pub async fn look(subject: &Subject) -> Result<Facts, http::Error> {
             free: None,
             writable: Err(error.to_string()),
         }),
-        executor: config.executor.choice,
+        executor: executor.choice,
         is_root: rustix::process::geteuid().is_root(),
         docker,
+        image,
         engines,
+        sources,
         cgroup: Cgroup::of(read("/sys/fs/cgroup/cgroup.controllers").as_deref(), read("/proc/cgroups").as_deref()),
     })
 }

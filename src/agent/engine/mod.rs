@@ -21,7 +21,7 @@ pub use download::Error as DownloadError;
 pub use find::is_static;
 pub(super) use release::architecture;
 pub use release::{ExactVersion, InvalidMirror, Origin};
-pub use releases::{Releases, SetUpError, Settings};
+pub use releases::{Releases, SetUpError, Settings, Source};
 
 use self::find::{Stamp, stamp};
 use crate::api::job::{Engine, EngineKind};
@@ -87,6 +87,14 @@ impl Engines {
             }
         }
         None
+    }
+
+    /// The places that are asked for what is not on this host, and whether they answer within `limit`.
+    pub async fn sources(&self, limit: Duration) -> Vec<Source> {
+        match &self.releases {
+            Some(releases) => releases.sources(limit).await,
+            None => Vec::new(),
+        }
     }
 
     /// As [`Self::find`], for those who cannot do without.

@@ -139,6 +139,13 @@ impl Origin {
         }
     }
 
+    /// Where those of this kind lie, without path and credentials: `https://releases.hashicorp.com`. Absent: nowhere that
+    /// can be asked.
+    pub(super) fn place(&self, kind: EngineKind) -> Option<String> {
+        let url = Url::parse(&fill(&self.template(kind), kind.program(), "0.0.0", "file")).ok()?;
+        Some(url.origin().ascii_serialization())
+    }
+
     /// The address of one file of a release.
     pub(super) fn url(&self, release: &Release, file: &str) -> Result<Url, Error> {
         let version = release.version.to_string();
@@ -222,6 +229,10 @@ mod tests {
             url(&publisher, &tofu, tofu.signature()),
             "https://github.com/opentofu/opentofu/releases/download/v1.12.6/tofu_1.12.6_SHA256SUMS.gpgsig"
         );
+        assert_eq!(publisher.place(EngineKind::Terraform).unwrap(), "https://releases.hashicorp.com");
+        assert_eq!(publisher.place(EngineKind::OpenTofu).unwrap(), "https://github.com");
+        let base: Origin = "https://user:secret@mirror.example:8443/{program}/{file}".parse().unwrap();
+        assert_eq!(base.place(EngineKind::OpenTofu).unwrap(), "https://mirror.example:8443");
         let base: Origin = "https://mirror.example/a/".parse().unwrap();
         assert_eq!(
             url(&base, &terraform, terraform.checksums()),

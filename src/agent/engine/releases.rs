@@ -68,6 +68,26 @@ pub enum SetUpError {
     Http(#[from] http::Error),
 }
 
+/// A place that releases are downloaded from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Whose releases: `terraform`, or `terraform and tofu`.
+    pub programs: String,
+    /// As `https://releases.hashicorp.com`.
+    pub address: String,
+    /// `Err`: why nothing answers there.
+    pub answers: Result<(), String>,
+}
+
+/// What began it: all around it says no more than that a request was sent.
+fn first_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
 /// Released engines.
 #[derive(Debug)]
 pub struct Releases {
@@ -112,6 +132,28 @@ impl Releases {
     pub fn with_clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
+    }
+
+    /// Asks the places that releases are downloaded from whether they answer at all, `limit` long; none: nothing is
+    /// downloaded. Whether a place has a release, only its download tells.
+    pub(super) async fn sources(&self, limit: Duration) -> Vec<Source> {
+        if !self.settings.download {
+            return Vec::new();
+        }
+        let mut places: Vec<(String, String)> = Vec::new();
+        for kind in [EngineKind::Terraform, EngineKind::OpenTofu] {
+            let Some(address) = self.settings.origin.place(kind) else { continue };
+            match places.iter_mut().find(|(known, _)| *known == address) {
+                Some((_, programs)) => *programs = format!("{programs} and {}", kind.program()),
+                None => places.push((address, kind.program().to_owned())),
+            }
+        }
+        let ask = |(address, programs): (String, String)| async move {
+            let asked = self.client.head(&address).timeout(limit).send().await;
+            let answers = asked.map(drop).map_err(|error| first_cause(&error.without_url()));
+            Source { programs, address, answers }
+        };
+        futures::future::join_all(places.into_iter().map(ask)).await
     }
 
     /// The program, kept until a job has ended that may take `lasting`; `None`: it is not in the cache, and nothing is

@@ -3,7 +3,10 @@
 use super::size;
 use crate::{
     agent::executor::{Isolation, NETWORK, Pull, Settings, Users},
-    api::{image_name::Pattern, job::Limits},
+    api::{
+        image_name::{ImageName, Pattern},
+        job::Limits,
+    },
 };
 
 #[derive(Debug, clap::Args)]
@@ -31,6 +34,10 @@ pub(in crate::cli) struct IsolationArgs {
         value_delimiter = ','
     )]
     allowed_images: Vec<Pattern>,
+    /// Image of runs that name none, and of containers that wait before there was a run. Default: a minimal one, made of
+    /// this host's files.
+    #[arg(long, env = "TERRAPOOL_AGENT_DEFAULT_IMAGE", value_name = "IMAGE", value_parser = image)]
+    default_image: Option<String>,
     /// When images are pulled: missing, or always (before every run, unless the name has a digest).
     #[arg(long, env = "TERRAPOOL_AGENT_PULL", default_value = "missing", value_name = "WHEN")]
     pull: Pull,
@@ -71,6 +78,7 @@ impl IsolationArgs {
             block_host,
             require_network_block: require_block,
             allowed_images,
+            default_image,
             pull,
             container_runtime: runtime,
             userns: users,
@@ -82,6 +90,7 @@ impl IsolationArgs {
             run_disk: disk_bytes,
         } = self;
         settings.warm = warm;
+        settings.default_image = default_image;
         let tmp_bytes = run_tmp.unwrap_or(settings.isolation.tmp_bytes);
         settings.limits =
             Limits { memory_bytes: run_memory.and_then(|bytes| i64::try_from(bytes).ok()), cpu_millis, pids };
@@ -98,6 +107,12 @@ impl IsolationArgs {
             disk_bytes,
         };
     }
+}
+
+/// The name of an image.
+fn image(text: &str) -> Result<String, String> {
+    let named = ImageName::parse(text).map(|_| text.to_owned());
+    named.ok_or_else(|| format!("`{text}` is not an image reference, as registry/name:tag"))
 }
 
 /// Thousandths of a core.
@@ -128,8 +143,8 @@ mod tests {
 
     #[test]
     fn without_options_everything_that_can_be_blocked_is() {
-        let Settings { isolation, limits, warm, .. } = settings(&[]).unwrap();
-        assert_eq!(warm, 0);
+        let Settings { isolation, limits, warm, default_image, .. } = settings(&[]).unwrap();
+        assert_eq!((warm, default_image), (0, None));
         assert!(isolation.block_metadata && isolation.block_host && !isolation.require_block);
         assert_eq!(
             (isolation.network.as_str(), isolation.pull, isolation.users),
@@ -142,14 +157,15 @@ mod tests {
     fn every_option_arrives() {
         let arguments = "--network own --block-metadata=false --block-host=false --require-network-block --pull always \
             --allowed-image alpine:3 --allowed-image ghcr.io/acme/*,b --container-runtime runsc --userns engine \
-            --warm 3 --run-memory 4GiB --run-cpus 0.5 --run-pids 99 --run-tmp 1g --run-disk 10GB";
-        let Settings { isolation, limits, warm, .. } =
+            --warm 3 --default-image alpine:3 --run-memory 4GiB --run-cpus 0.5 --run-pids 99 --run-tmp 1g --run-disk 10GB";
+        let Settings { isolation, limits, warm, default_image, .. } =
             settings(&arguments.split_whitespace().collect::<Vec<_>>()).unwrap();
         assert!(!isolation.block_metadata && !isolation.block_host && isolation.require_block);
         assert_eq!((isolation.network.as_str(), isolation.pull, isolation.users), ("own", Pull::Always, Users::Engine));
         let allowed: Vec<String> = isolation.allowed_images.iter().map(ToString::to_string).collect();
         assert_eq!(allowed, ["alpine:3", "ghcr.io/acme/*", "b"]);
         assert_eq!((isolation.runtime.as_deref(), warm), (Some("runsc"), 3));
+        assert_eq!(default_image.as_deref(), Some("alpine:3"));
         assert_eq!((isolation.tmp_bytes, isolation.disk_bytes), (1 << 30, Some(10 << 30)));
         assert_eq!(limits, Limits { memory_bytes: Some(4 << 30), cpu_millis: Some(500), pids: Some(99) });
     }
@@ -165,6 +181,7 @@ mod tests {
             ["--run-cpus", "many"],
             ["--run-pids", "0"],
             ["--pull", "never"],
+            ["--default-image", "Not an image"],
             ["--userns", "other"],
             ["--allowed-image", "ghcr.io/acme/terra*"],
             ["--block-metadata=perhaps", "--block-host"],

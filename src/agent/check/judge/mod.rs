@@ -5,9 +5,10 @@ use serde::Serialize;
 use super::facts::{Answer, Cgroup, Data, Facts, NoConnection, TlsTrouble};
 use crate::{
     agent::{
+        engine::Source,
         executor::{
             Choice,
-            look::{Engine, Sight},
+            look::{DefaultImage, Engine, Sight},
         },
         poller::MIN_FREE,
     },
@@ -83,7 +84,9 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     findings.push(token(facts));
     findings.extend(data(&facts.data));
     findings.push(executor(facts));
+    findings.extend(image(facts));
     findings.extend(engines(facts));
+    findings.extend(downloads(facts));
     findings.push(cgroup(facts.cgroup));
     findings
 }
@@ -318,12 +321,64 @@ fn engines(facts: &Facts) -> Option<Finding> {
     if !facts.engines.is_empty() {
         return Some(ok("engine", facts.engines.join(", ")));
     }
-    let mend = "install terraform or tofu in a folder of the agent's PATH, or name a folder of them (--engine-dir)";
-    Some(match facts.docker {
-        Some(Sight::Answers(_)) => {
-            warn("engine", "neither terraform nor tofu on this host: only workspaces whose image has one can run", mend)
+    if !facts.sources.is_empty() {
+        // Whether that can be is another line.
+        return Some(ok("engine", "none on this host: what workspaces name by an exact version is downloaded"));
+    }
+    let mend = "install terraform or tofu in a folder of the agent's PATH, name a folder of them (--engine-dir), or let \
+                the agent download them (--engine-download)";
+    Some(if may_come_by_image(facts) {
+        warn("engine", "neither terraform nor tofu on this host: only workspaces whose image has one can run", mend)
+    } else {
+        fail("engine", "neither terraform nor tofu on this host", mend)
+    })
+}
+
+/// A run's image may have the engine that this host lacks.
+fn may_come_by_image(facts: &Facts) -> bool {
+    matches!(facts.docker, Some(Sight::Answers(_)))
+}
+
+fn downloads(facts: &Facts) -> Option<Finding> {
+    if facts.executor == Choice::Sidecar || facts.sources.is_empty() {
+        return None;
+    }
+    let at = |source: &Source| format!("{} from {}", source.programs, source.address);
+    let silent = facts.sources.iter().filter_map(|source| Some((source, source.answers.as_ref().err()?)));
+    let silent: Vec<String> = silent.map(|(source, why)| format!("{}: {why}", at(source))).collect();
+    if silent.is_empty() {
+        let all = facts.sources.iter().map(at).collect::<Vec<_>>().join(", ");
+        return Some(ok("download", format!("{all}: answers")));
+    }
+    let detail = format!("no answer for {}", silent.join("; "));
+    let mend = "let this host out to it, set the proxy that leads there (HTTPS_PROXY, for the service in agent.env), name \
+                a mirror (--engine-mirror), or say that nothing is downloaded (--engine-download=false)";
+    // What is on the host still runs.
+    let all_silent = silent.len() == facts.sources.len();
+    Some(if all_silent && facts.engines.is_empty() && !may_come_by_image(facts) {
+        fail("download", detail, mend)
+    } else {
+        warn("download", detail, mend)
+    })
+}
+
+fn image(facts: &Facts) -> Option<Finding> {
+    Some(match facts.image.as_ref()? {
+        DefaultImage::Minimal { shell: true } => {
+            ok("image", "none is configured: runs that name none get a minimal one, with this host's busybox")
         }
-        _ => fail("engine", "neither terraform nor tofu on this host", mend),
+        DefaultImage::Minimal { shell: false } => ok(
+            "image",
+            "none is configured: runs that name none get a minimal one without a shell (local-exec needs a run image, or a \
+             static busybox on this host)",
+        ),
+        DefaultImage::Here { image } => ok("image", format!("{image} is on this host")),
+        DefaultImage::InRegistry { image } => ok("image", format!("{image} can be pulled")),
+        DefaultImage::Unusable { image, detail } => fail(
+            "image",
+            format!("{image}: {detail}"),
+            "correct --default-image or --allowed-image, give the engine a way to the registry, or load it with `docker load`",
+        ),
     })
 }
 

@@ -17,6 +17,11 @@ fn engine(version: &str) -> Engine {
     Engine { version: version.to_owned(), limits_memory: true, limits_processes: true, ..Engine::default() }
 }
 
+fn source(programs: &str, answers: bool) -> Source {
+    let answers = if answers { Ok(()) } else { Err("connection refused".to_owned()) };
+    Source { programs: programs.to_owned(), address: format!("https://{programs}.example.com"), answers }
+}
+
 /// A host where all is well.
 fn well() -> Facts {
     Facts {
@@ -34,7 +39,9 @@ fn well() -> Facts {
         executor: Choice::Docker,
         is_root: true,
         docker: Some(Sight::Answers(engine("28.5.2"))),
+        image: Some(DefaultImage::Minimal { shell: true }),
         engines: vec!["terraform 1.11.4 at /usr/bin/terraform".to_owned()],
+        sources: vec![source("terraform", true), source("tofu", true)],
         cgroup: Cgroup { version: Some(2), memory: true, pids: true },
     }
 }
@@ -60,9 +67,9 @@ fn a_host_where_all_is_well_has_a_line_for_everything() {
     let findings = judge(&well());
     assert!(findings.iter().all(|finding| finding.level == Level::Ok && finding.mend.is_none()), "{findings:?}");
     let checks: Vec<_> = findings.iter().map(|finding| finding.check).collect();
-    let all =
-        ["address", "proxy", "dns", "tcp", "tls", "clock", "token", "data", "disk", "executor", "engine", "cgroup"];
-    assert_eq!(checks, all);
+    let way = ["address", "proxy", "dns", "tcp", "tls", "clock", "token"];
+    let host = ["data", "disk", "executor", "image", "engine", "download", "cgroup"];
+    assert_eq!(checks, [&way[..], &host].concat());
 }
 
 #[test]
@@ -204,10 +211,44 @@ fn an_engine_that_can_hang_is_to_be_updated() {
 
 #[test]
 fn an_image_may_bring_the_engine_but_a_process_may_not() {
-    assert_only(&Facts { engines: Vec::new(), ..well() }, "engine", Level::Warn, "--engine-dir");
-    let facts = Facts { engines: Vec::new(), docker: None, executor: Choice::Process, ..well() };
+    let without = Facts { engines: Vec::new(), sources: Vec::new(), ..well() };
+    assert_only(&without, "engine", Level::Warn, "--engine-dir");
+    let facts = Facts { docker: None, image: None, executor: Choice::Process, ..without };
     let findings = judge(&facts);
     assert!(findings.iter().any(|finding| finding.check == "engine" && finding.level == Level::Fail), "{findings:?}");
+}
+
+#[test]
+fn what_is_not_on_the_host_must_come_from_somewhere() {
+    let levels = |facts: &Facts| {
+        let level = |finding: &Finding| ["engine", "download"].contains(&finding.check).then_some(finding.level);
+        judge(facts).iter().filter_map(level).collect::<Vec<_>>()
+    };
+    let without = |sources| Facts { engines: Vec::new(), sources, ..well() };
+    let process = |facts| Facts { docker: None, image: None, executor: Choice::Process, ..facts };
+    let both = || vec![source("terraform", true), source("tofu", true)];
+    let one = || vec![source("terraform", true), source("tofu", false)];
+    let none = || vec![source("terraform and tofu", false)];
+    assert_eq!(levels(&process(without(both()))), [Level::Ok, Level::Ok]);
+    assert_eq!(levels(&process(without(one()))), [Level::Ok, Level::Warn]);
+    assert_eq!(levels(&process(without(none()))), [Level::Ok, Level::Fail]);
+    assert_only(&without(none()), "download", Level::Warn, "--engine-mirror");
+    assert_only(&Facts { sources: none(), ..well() }, "download", Level::Warn, "connection refused");
+}
+
+#[test]
+fn the_image_of_runs_that_name_none_must_be_had() {
+    let image = "ghcr.io/acme/run:1".to_owned();
+    let with = |image| Facts { image: Some(image), ..well() };
+    for good in [
+        DefaultImage::Here { image: image.clone() },
+        DefaultImage::InRegistry { image: image.clone() },
+        DefaultImage::Minimal { shell: false },
+    ] {
+        assert!(judge(&with(good)).iter().all(|finding| finding.level == Level::Ok));
+    }
+    let detail = "unauthorized".to_owned();
+    assert_only(&with(DefaultImage::Unusable { image, detail }), "image", Level::Fail, "unauthorized");
 }
 
 #[test]

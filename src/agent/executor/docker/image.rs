@@ -61,6 +61,22 @@ enum Kind {
     Id,
 }
 
+impl Wanted {
+    /// It is fetched anew, although the engine has one of that name.
+    pub(super) fn is_renewed(&self, pull: Pull) -> bool {
+        self.kind == Kind::Named && pull == Pull::Always
+    }
+}
+
+/// The engine's own words.
+pub(super) fn said(cause: &Cause) -> String {
+    match cause {
+        Cause::DockerResponseServerError { message, .. } => message.clone(),
+        Cause::DockerStreamError { error } => error.clone(),
+        other => Chain(other).to_string(),
+    }
+}
+
 /// Which image a job gets that names `name` and whose plan ran in `planned`; `None`: a minimal one. An apply runs in its
 /// plan's image, whatever the name means by now. Pure.
 ///
@@ -135,7 +151,7 @@ fn digest_of(reference: &str, digests: &[String]) -> Option<String> {
 /// Has the image at hand: the engine's own, or a fresh one from its registry.
 pub(super) async fn obtain(docker: &Docker, wanted: &Wanted, pull: Pull, limit: Duration) -> Result<Image> {
     let Wanted { shown, reference, kind } = wanted;
-    let fresh = *kind == Kind::Named && pull == Pull::Always;
+    let fresh = wanted.is_renewed(pull);
     let found = if fresh { None } else { find(docker, reference).await? };
     if let Some(image) = found {
         return Ok(image);
@@ -153,11 +169,7 @@ pub(super) async fn obtain(docker: &Docker, wanted: &Wanted, pull: Pull, limit: 
             return Err(super::failed(format!("pull the image {shown}"))(cause));
         }
         Ok(Err(cause)) => {
-            let said = match &cause {
-                Cause::DockerResponseServerError { message, .. } => message.clone(),
-                Cause::DockerStreamError { error } => error.clone(),
-                other => Chain(other).to_string(),
-            };
+            let said = said(&cause);
             let why = if fresh { "it is to be pulled before every run" } else { "it is not on the agent's host" };
             return Err(failed(format!(
                 "{why}, and pulling it failed: {said}. Check its name and the registry, or load it with `docker load`"
@@ -191,9 +203,14 @@ pub(super) struct Minimal {
     content: Bytes,
 }
 
+/// A program of this host that gives a minimal image its shell.
+pub(super) fn busybox() -> Option<&'static Path> {
+    BUSYBOX.into_iter().map(Path::new).find(|path| is_static(path))
+}
+
 impl Minimal {
     pub(super) async fn new(user: (u32, u32)) -> Result<Self> {
-        let busybox = BUSYBOX.into_iter().map(Path::new).find(|path| is_static(path));
+        let busybox = busybox();
         let applets = match busybox {
             Some(path) => applets(path).await,
             None => BTreeSet::new(),

@@ -4,7 +4,8 @@ use std::{io, os::unix::fs::MetadataExt, path::Path};
 
 use tokio::net::UnixStream;
 
-use super::{ANSWER, DEFAULT_HOST};
+use super::{super::Isolation, ANSWER, DEFAULT_HOST, image};
+use crate::telemetry::Chain;
 
 /// The engine, as far as it can be seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,53 @@ pub struct Engine {
     /// Run containers get their limits.
     pub limits_memory: bool,
     pub limits_processes: bool,
+}
+
+/// The image of runs that name none, as far as this host and its engine can tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DefaultImage {
+    /// None is configured: one is made of this host's files.
+    Minimal {
+        /// With the commands of a busybox.
+        shell: bool,
+    },
+    /// The engine has it.
+    Here { image: String },
+    /// Its registry has it.
+    InRegistry { image: String },
+    /// It cannot be had, or not be used.
+    Unusable { image: String, detail: String },
+}
+
+/// Looks for the image `name` as a run would that names none; pulls nothing. Absent: no engine answers. Takes ten seconds
+/// at most, twice.
+pub async fn look_for_image(host: Option<&str>, name: Option<&str>, isolation: &Isolation) -> Option<DefaultImage> {
+    let shown = name.unwrap_or_default().to_owned();
+    let wanted = match image::wanted(name, None, &isolation.allowed_images) {
+        Ok(Some(wanted)) => wanted,
+        Ok(None) => return Some(DefaultImage::Minimal { shell: image::busybox().is_some() }),
+        Err(error) => return Some(DefaultImage::Unusable { image: shown, detail: Chain(&error).to_string() }),
+    };
+    let engine = tokio::time::timeout(ANSWER, super::open(host.unwrap_or(DEFAULT_HOST))).await.ok()?.ok()?;
+    let asked = async {
+        if !wanted.is_renewed(isolation.pull)
+            && let Some(_found) =
+                image::find(&engine, &wanted.reference).await.map_err(|error| Chain(&error).to_string())?
+        {
+            return Ok(DefaultImage::Here { image: shown.clone() });
+        }
+        match engine.inspect_registry_image(&wanted.reference, None).await {
+            Ok(_) => Ok(DefaultImage::InRegistry { image: shown.clone() }),
+            Err(cause) => {
+                Err(format!("it is to be pulled, and its registry does not give it: {}", image::said(&cause)))
+            }
+        }
+    };
+    let found = match tokio::time::timeout(ANSWER, asked).await {
+        Ok(found) => found,
+        Err(_) => Err("it is to be pulled, and its registry has not answered in ten seconds".to_owned()),
+    };
+    Some(found.unwrap_or_else(|detail| DefaultImage::Unusable { image: shown, detail }))
 }
 
 /// Looks at the engine at `host`; absent: at its usual place. Takes ten seconds at most, twice.
