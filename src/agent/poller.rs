@@ -23,7 +23,10 @@ use crate::{
 /// Failures in a row after which the log speaks of them.
 const LOUD_AFTER: u32 = 3;
 
-/// How long a full or broken data directory is left alone.
+/// How long a claim waits before the executor is watched.
+const BEFORE_WATCH: Duration = Duration::from_secs(1);
+
+/// How long a full or broken data directory, or an engine that is away, is left alone.
 const AFTER_TROUBLE: Duration = Duration::from_secs(5);
 
 /// Less room in the data directory, in bytes, and no job is taken.
@@ -99,6 +102,10 @@ async fn take_jobs(agent: &Arc<Agent>) {
         let answer = tokio::select! {
             answer = claim(agent, &claim_id, stages, MAX_WAIT_MS) => answer,
             () = agent.shutdown.drain.cancelled() => return resolve(agent, &claim_id).await,
+            () = executor_away(agent) => {
+                resolve(agent, &claim_id).await;
+                continue;
+            }
         };
         match answer {
             Ok(job) => {
@@ -129,7 +136,14 @@ async fn claim(agent: &Agent, id: &str, stages: Vec<Stage>, wait_ms: u64) -> Res
         .await
 }
 
-/// The claim was cut by the drain: had it got a job? No stages are accepted, so it gets no new one.
+/// Resolves when the executor cannot start a job any more, as far as is known.
+async fn executor_away(agent: &Agent) {
+    // Most claims bring a job before that, or the agent is idle.
+    tokio::time::sleep(BEFORE_WATCH).await;
+    agent.executor.until_away().await;
+}
+
+/// The claim was cut: had it got a job? No stages are accepted, so it gets no new one.
 async fn resolve(agent: &Arc<Agent>, id: &str) {
     let mut backoff = Backoff::default();
     for _ in 0..LAST_ASKS {
@@ -146,17 +160,15 @@ async fn resolve(agent: &Arc<Agent>, id: &str) {
     }
 }
 
-/// The id of the claim under way, or a fresh one; `None` when the disk has no room for a job.
+/// The id of the claim under way, or a fresh one; `None` when a job would fail here, whatever it is. Every waiting run
+/// would, one after the other.
 async fn claim_id(agent: &Agent) -> Option<String> {
-    let claim_id = match room(&agent.config.data) {
-        Ok(()) => stored_claim_id(agent).await.map_err(|error| format!("takes no jobs: {}", Chain(&error))),
-        Err(no_room) => Err(no_room),
-    };
+    let claim_id = id_if_able(agent).await.map_err(|why| format!("takes no jobs: {why}"));
     let trouble = claim_id.as_ref().err().cloned();
     if agent.set_trouble(trouble.clone()) {
         match &trouble {
             Some(trouble) => tracing::error!("the agent {trouble}"),
-            None => tracing::info!("the data directory has room again"),
+            None => tracing::info!("the agent takes jobs again"),
         }
     }
     if trouble.is_some() {
@@ -165,14 +177,17 @@ async fn claim_id(agent: &Agent) -> Option<String> {
     claim_id.ok()
 }
 
-/// A full disk would make every waiting run fail here, one after the other.
+async fn id_if_able(agent: &Agent) -> Result<String, String> {
+    room(&agent.config.data)?;
+    agent.executor.answers().await.map_err(|error| Chain(&error).to_string())?;
+    stored_claim_id(agent).await.map_err(|error| Chain(&error).to_string())
+}
+
 fn room(data: &Path) -> Result<(), String> {
     match rustix::fs::statvfs(data) {
-        Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) < MIN_FREE => Err(format!(
-            "takes no jobs: less than {} MiB are free in {}; make room there",
-            MIN_FREE >> 20,
-            data.display()
-        )),
+        Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) < MIN_FREE => {
+            Err(format!("less than {} MiB are free in {}; make room there", MIN_FREE >> 20, data.display()))
+        }
         // A file system that does not say: the jobs will tell.
         _ => Ok(()),
     }

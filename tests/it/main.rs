@@ -9,6 +9,7 @@ mod agent_cordon;
 mod agent_crash;
 mod agent_ends;
 mod agent_engines;
+mod agent_executor_away;
 mod agent_executor_docker;
 mod agent_executor_engines;
 mod agent_executor_faults;

@@ -261,6 +261,25 @@ impl Executor {
         }
     }
 
+    /// Whether another stage can be started here now.
+    ///
+    /// # Errors
+    /// [`Error::NoDocker`] while the engine of containers is away, [`Error::Refused`] while it seems to hang.
+    pub async fn answers(&self) -> Result<()> {
+        match self {
+            Self::Docker(docker) => docker.answers().await,
+            Self::Sidecar(_) | Self::Process(_) => Ok(()),
+        }
+    }
+
+    /// Resolves when that has to be asked again. Cancel-safe.
+    pub async fn until_away(&self) {
+        match self {
+            Self::Docker(docker) => docker.until_away().await,
+            Self::Sidecar(_) | Self::Process(_) => std::future::pending().await,
+        }
+    }
+
     /// Where this job's files must lie and who owns them: for [`JobDir::create`].
     #[must_use]
     pub fn placement(&self, spec: &JobSpec) -> Placement {

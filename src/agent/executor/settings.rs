@@ -45,6 +45,8 @@ pub struct Settings {
     pub instance: String,
     /// Address of the Docker engine; absent: `unix:///var/run/docker.sock`.
     pub docker_host: Option<String>,
+    /// Docker: longest time of one call; one that starts a container and takes longer casts doubt on the engine.
+    pub call_timeout: Duration,
     /// Docker: how run containers are kept apart from host and network.
     pub isolation: Isolation,
     /// Docker: containers that are kept waiting for a job.
@@ -78,6 +80,12 @@ pub struct Settings {
     pub watches: FileWatches,
 }
 
+/// Where a Docker engine listens that nobody has set up otherwise.
+pub(super) const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
+
+/// Longest time of one call to it, unless the settings say otherwise. Under load it takes long to start a container.
+pub(super) const CALL: Duration = Duration::from_secs(120);
+
 impl Settings {
     /// The defaults for an agent whose data is at `data`.
     #[must_use]
@@ -87,6 +95,7 @@ impl Settings {
             data,
             instance,
             docker_host: None,
+            call_timeout: CALL,
             isolation: Isolation::default(),
             warm: 0,
             default_image: None,
@@ -103,5 +112,11 @@ impl Settings {
             hostname: None,
             watches: FileWatches::default(),
         }
+    }
+
+    /// Address of the Docker engine.
+    #[must_use]
+    pub fn docker_host(&self) -> &str {
+        self.docker_host.as_deref().unwrap_or(DEFAULT_HOST)
     }
 }

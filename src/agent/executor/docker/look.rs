@@ -4,7 +4,13 @@ use std::{io, os::unix::fs::MetadataExt, path::Path};
 
 use tokio::net::UnixStream;
 
-use super::{super::Isolation, ANSWER, DEFAULT_HOST, image};
+use super::{
+    super::{
+        Isolation,
+        settings::{CALL, DEFAULT_HOST},
+    },
+    ANSWER, image,
+};
 use crate::telemetry::Chain;
 
 /// The engine, as far as it can be seen.
@@ -64,7 +70,7 @@ pub async fn look_for_image(host: Option<&str>, name: Option<&str>, isolation: &
         Ok(None) => return Some(DefaultImage::Minimal { shell: image::busybox().is_some() }),
         Err(error) => return Some(DefaultImage::Unusable { image: shown, detail: Chain(&error).to_string() }),
     };
-    let engine = tokio::time::timeout(ANSWER, super::open(host.unwrap_or(DEFAULT_HOST))).await.ok()?.ok()?;
+    let engine = tokio::time::timeout(ANSWER, super::open(host.unwrap_or(DEFAULT_HOST), CALL)).await.ok()?.ok()?;
     let asked = async {
         if !wanted.is_renewed(isolation.pull)
             && let Some(_found) =
@@ -112,7 +118,7 @@ pub async fn look(host: Option<&str>) -> Sight {
 }
 
 async fn ask(host: &str) -> Result<Engine, super::Cause> {
-    let info = super::open(host).await?.info().await?;
+    let info = super::open(host, CALL).await?.info().await?;
     Ok(Engine {
         version: info.server_version.unwrap_or_default(),
         cgroup_version: info.cgroup_version.map(|version| version.to_string()),

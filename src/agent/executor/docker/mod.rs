@@ -3,6 +3,7 @@
 
 mod facts;
 mod firewall;
+mod health;
 mod hold;
 mod image;
 pub mod look;
@@ -29,6 +30,7 @@ use tokio::sync::OnceCell;
 
 use self::{
     facts::Facts,
+    health::Health,
     image::{Image, Minimal},
     profile::{Content, Profile},
     reach::{Reach, Way},
@@ -54,11 +56,6 @@ pub use warm::Room;
 /// What the engine answers when something is wrong.
 pub type Cause = bollard::errors::Error;
 
-const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
-
-/// Longest time of one call, in seconds. Under load an engine takes long to start a container.
-const CALL: u64 = 120;
-
 /// Longest time to find out whether an engine answers at all.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -74,6 +71,7 @@ pub struct Docker {
     minimal: OnceCell<Minimal>,
     reach: Reach,
     warm: Warm,
+    health: Health,
 }
 
 fn failed(doing: impl Into<String>) -> impl FnOnce(Cause) -> Error {
@@ -111,10 +109,11 @@ fn is_network_gone(error: &Cause) -> bool {
 }
 
 /// The engine at this address, with a version that it speaks: old ones refuse calls of a newer version than their own.
-async fn open(host: &str) -> Result<bollard::Docker, Cause> {
+async fn open(host: &str, call: Duration) -> Result<bollard::Docker, Cause> {
+    let call = call.as_secs();
     let made = match host.strip_prefix("unix://") {
-        Some(path) => bollard::Docker::connect_with_unix(path, CALL, API_DEFAULT_VERSION),
-        None => bollard::Docker::connect_with_http(host, CALL, API_DEFAULT_VERSION),
+        Some(path) => bollard::Docker::connect_with_unix(path, call, API_DEFAULT_VERSION),
+        None => bollard::Docker::connect_with_http(host, call, API_DEFAULT_VERSION),
     };
     made?.negotiate_version().await
 }
@@ -122,9 +121,9 @@ async fn open(host: &str) -> Result<bollard::Docker, Cause> {
 impl Docker {
     /// Also says in one sentence in what this is less than was hoped for.
     pub(super) async fn connect(mut settings: Settings) -> Result<(Self, Option<String>)> {
-        let host = settings.docker_host.clone().unwrap_or_else(|| DEFAULT_HOST.to_owned());
+        let host = settings.docker_host().to_owned();
         let silent = |source| Error::NoDocker { host: host.clone(), source: Box::new(source) };
-        let engine = match tokio::time::timeout(ANSWER, open(&host)).await {
+        let engine = match tokio::time::timeout(ANSWER, open(&host, settings.call_timeout)).await {
             Ok(engine) => engine.map_err(silent)?,
             Err(_) => return Err(silent(Cause::RequestTimeoutError)),
         };
@@ -141,7 +140,10 @@ impl Docker {
             settings.provider_cache = None;
         }
         let warm = Warm::new(&settings, facts.selinux);
-        Ok((Self { engine, settings, runner, facts, minimal: OnceCell::new(), reach, warm }, open))
+        Ok((
+            Self { engine, settings, runner, facts, minimal: OnceCell::new(), reach, warm, health: Health::default() },
+            open,
+        ))
     }
 
     pub(super) fn provider_cache(&self) -> Option<&ProviderCache> {
@@ -216,11 +218,13 @@ impl Docker {
     }
 
     pub(super) async fn start(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {
-        match self.start_once(dir, spec, prepared).await {
+        let started = match self.start_once(dir, spec, prepared).await {
             // Somebody prunes networks between two calls of ours: it is made anew.
             Err(error) if is_caused(&error, is_network_gone) => self.start_once(dir, spec, prepared).await,
             done => done,
-        }
+        };
+        self.health.note(&self.engine, &started);
+        started
     }
 
     async fn start_once(&self, dir: &JobDir, spec: &JobSpec, prepared: &Prepared) -> Result<()> {

@@ -231,6 +231,7 @@ impl Docker {
             return Ok(false);
         }
         let made = self.make_one().await;
+        self.health.note(&self.engine, &made);
         if let Err(error) = &made {
             let mut list = self.warm.list();
             list.put_off();
