@@ -82,11 +82,11 @@ async fn idle(agent: &Agent) {
 async fn take_jobs(agent: &Arc<Agent>) {
     let mut backoff = Backoff::default();
     let mut cordoned = agent.cordoned.subscribe();
-    if agent.config.once && agent.jobs.count() > 0 {
-        // The job of an earlier process is the one.
-        agent.shutdown.drain.cancel();
-    }
     loop {
+        if agent.config.once && agent.jobs.count() > 0 {
+            // The job of an earlier process, or of a claim that was cut, is the one.
+            agent.shutdown.drain.cancel();
+        }
         let ready = async {
             agent.jobs.until(|count| count < agent.slots()).await;
             // Err: the agent is gone, which cannot be while it is borrowed.

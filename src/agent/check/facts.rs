@@ -43,7 +43,7 @@ pub struct Facts {
     pub is_root: bool,
     /// Absent where the executor needs no Docker.
     pub docker: Option<Sight>,
-    /// Absent where runs have no image, or no engine answers.
+    /// Absent where runs have no image, or the engine could not be asked.
     pub image: Option<DefaultImage>,
     /// As `terraform 1.11.4 at /usr/bin/terraform`.
     pub engines: Vec<String>,

@@ -327,15 +327,16 @@ fn engines(facts: &Facts) -> Option<Finding> {
     }
     let mend = "install terraform or tofu in a folder of the agent's PATH, name a folder of them (--engine-dir), or let \
                 the agent download them (--engine-download)";
-    Some(if may_come_by_image(facts) {
+    Some(if has_docker(facts) {
+        // A run's image may have the engine that this host lacks.
         warn("engine", "neither terraform nor tofu on this host: only workspaces whose image has one can run", mend)
     } else {
         fail("engine", "neither terraform nor tofu on this host", mend)
     })
 }
 
-/// A run's image may have the engine that this host lacks.
-fn may_come_by_image(facts: &Facts) -> bool {
+/// Runs are executed in containers here.
+fn has_docker(facts: &Facts) -> bool {
     matches!(facts.docker, Some(Sight::Answers(_)))
 }
 
@@ -355,7 +356,7 @@ fn downloads(facts: &Facts) -> Option<Finding> {
                 a mirror (--engine-mirror), or say that nothing is downloaded (--engine-download=false)";
     // What is on the host still runs.
     let all_silent = silent.len() == facts.sources.len();
-    Some(if all_silent && facts.engines.is_empty() && !may_come_by_image(facts) {
+    Some(if all_silent && facts.engines.is_empty() && !has_docker(facts) {
         fail("download", detail, mend)
     } else {
         warn("download", detail, mend)
@@ -363,7 +364,7 @@ fn downloads(facts: &Facts) -> Option<Finding> {
 }
 
 fn image(facts: &Facts) -> Option<Finding> {
-    Some(match facts.image.as_ref()? {
+    Some(match facts.image.as_ref().filter(|_| has_docker(facts))? {
         DefaultImage::Minimal { shell: true } => {
             ok("image", "none is configured: runs that name none get a minimal one, with this host's busybox")
         }
