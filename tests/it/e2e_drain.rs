@@ -95,7 +95,7 @@ async fn draining_a_node_takes_an_idle_agent_at_once_and_a_busy_one_when_it_is_d
     assert!(String::from_utf8_lossy(&log).contains("done"), "{}", String::from_utf8_lossy(&log));
 }
 
-/// The Pod of the agent that has the apply is marked. Before, it would be let go: it finishes its job then, within its
+/// The Pod of the agent that has the apply is marked and runs. Before, it would be let go: it finishes its job then, within its
 /// time to end. The agent that planned, each has one job, may still be told as busy.
 async fn the_one_that_applies_is_protected(world: &World, node: &str, planned: &str) {
     let pool = world.pool("moving").await["status"]["poolID"].as_str().unwrap().to_owned();
@@ -105,12 +105,14 @@ async fn the_one_that_applies_is_protected(world: &World, node: &str, planned: &
         let working = agents.iter().find(|agent| agent["jobs"] != 0 && agent["name"] != planned);
         let working = working.map(|agent| agent["name"].clone());
         let pods = world.pods("moving").await;
-        let marked =
-            |pod: &Value| pod["metadata"]["labels"]["terrapool.dev/busy"] == "true" && pod["spec"]["nodeName"] == node;
-        match pods.iter().find(|pod| Some(&pod["metadata"]["name"]) == working.as_ref()) {
-            Some(pod) if marked(pod) => Ok(()),
-            _ => Err((working, pods.iter().map(|pod| pod["metadata"].clone()).collect::<Vec<_>>())),
-        }
+        // No budget holds a Pod that is pending, as one still is for a moment whose agent works already.
+        let marked = |pod: &Value| {
+            pod["metadata"]["labels"]["terrapool.dev/busy"] == "true"
+                && pod["status"]["phase"] == "Running"
+                && pod["spec"]["nodeName"] == node
+        };
+        let protected = pods.iter().any(|pod| Some(&pod["metadata"]["name"]) == working.as_ref() && marked(pod));
+        if protected { Ok(()) } else { Err((working, pods)) }
     });
     protected.await;
 }
